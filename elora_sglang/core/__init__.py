@@ -1,0 +1,1 @@
+"""Decisions: the dependency tree, the policies and their invariants. Standard library only."""

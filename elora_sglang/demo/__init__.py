@@ -1,0 +1,1 @@
+"""The demo model and adapters that ``make serve`` and the tests use."""

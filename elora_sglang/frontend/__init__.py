@@ -1,0 +1,1 @@
+"""``lora_path`` for SGLang frontend programs."""

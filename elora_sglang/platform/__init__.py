@@ -1,0 +1,1 @@
+"""Out-of-tree SGLang platform that serves on any CPU."""

@@ -1,0 +1,1 @@
+"""Bytes: views of the unified pool, the adapter byte layout and slot lists. Torch, but no sglang."""
