@@ -1,0 +1,55 @@
+"""Fixtures shared by all tests: the demo model and its adapters, made once under ``.demo/``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import live
+import pytest
+
+DEMO_DIR = live.ROOT / ".demo"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Paths of the demo: base model folder, adapter folders by name (in the manifest's order), manifest."""
+
+    root: Path
+    model: Path
+    adapters: dict[str, Path]
+    manifest: dict[str, object]
+
+    def lora_paths(self, *names: str) -> list[str]:
+        """``NAME=PATH`` arguments for ``--lora-paths``: all adapters, or the named ones."""
+        return [f"{name}={self.adapters[name]}" for name in (names or tuple(self.adapters))]
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the demo model and adapters; built by its own process the first time (about a minute)."""
+    log = tmp_path_factory.mktemp("demo") / "demo.log"
+    status, output = live.run(
+        [sys.executable, "-m", "elora_sglang.demo", str(DEMO_DIR)],
+        log=log,
+        timeout=900,
+        env=live.clean_env(OMP_NUM_THREADS=str(os.cpu_count() or 1)),
+    )
+    if status != 0:
+        pytest.fail(f"python -m elora_sglang.demo ended with {status}:\n{output[-4000:]}", pytrace=False)
+    return DEMO_DIR
+
+
+@pytest.fixture(scope="session")
+def demo(demo_dir: Path) -> Demo:
+    """The demo's paths by name."""
+    manifest = json.loads((demo_dir / "manifest.json").read_text())
+    return Demo(
+        root=demo_dir,
+        model=demo_dir / manifest["model"],
+        adapters={entry["name"]: demo_dir / entry["path"] for entry in manifest["adapters"]},
+        manifest=manifest,
+    )
