@@ -97,6 +97,7 @@ class EloraRadixCache(BasePrefixCache):
         self._payloads = SlotPayloads()
         self.tree = DependencyTree(self.page_size, create_policy(policy), self._payloads)
         self._matched_adapter: Node = self.tree.base
+        self._id_lengths: set[int] = set()
         #: The prefill pass in progress; set by EloraPrefillAdder.
         self.current_adder: EloraPrefillAdder | None = None
         self.stats = CacheStats()
@@ -111,6 +112,7 @@ class EloraRadixCache(BasePrefixCache):
             return self.tree.base
         node = self.tree.adapter(lora_id)
         if node is None:
+            self._id_lengths.add(len(lora_id))
             node = self.tree.register_adapter(
                 lora_id, self.weights.slots_needed(lora_id), pinned=self.weights.is_pinned(lora_id)
             )
@@ -202,12 +204,10 @@ class EloraRadixCache(BasePrefixCache):
         ambiguous for a base request that sends an adapter id as its own extra key: that costs
         recency at worst, and nothing is ever served from this lookup.
         """
-        adapter: Node | None = self.tree.base
-        if key.extra_key is not None:
-            adapter = next(
-                (n for n in self.tree.adapters() if key.extra_key.endswith(n.key)), self.tree.base
-            )
-        if adapter is not None and adapter.resident:
+        extra_key = key.extra_key or ""
+        named = (self.tree.adapter(extra_key[-size:]) for size in self._id_lengths if size <= len(extra_key))
+        adapter = next((node for node in named if node is not None), self.tree.base)
+        if adapter.resident:
             self.tree.match(
                 adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
             )
