@@ -1,0 +1,35 @@
+"""LoRA weights: in the token pool instead of slot buffers, and computed from there."""
+
+from elora_sglang.patches.base import Kind, Patch
+
+PATCHES = (
+    Patch(
+        name="lora_memory_pool",
+        target="sglang.srt.lora.mem_pool.LoRAMemoryPool",
+        kind=Kind.REPLACE,
+        hook="elora_sglang.integration.lora_pool.EloraLoRAMemoryPool",
+        why="adapters live in KV token slots; the static slot buffers are never allocated",
+        upstream="https://github.com/sgl-project/sglang/issues/3647",
+        remove_when="SGLang pages LoRA weights in the KV pool, or lets a LoRA backend bring its memory pool",
+    ),
+    Patch(
+        name="lora_backend",
+        target="sglang.srt.lora.backend.lora_registry.register_lora_backend",
+        kind=Kind.REGISTRY,
+        key="elora",
+        registry="sglang.srt.lora.backend.lora_registry.LORA_SUPPORTED_BACKENDS",
+        hook="elora_sglang.integration.lora_backend.create",
+        why="LoRA compute reads the weights from the slots of the token pool",
+        upstream="https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/lora/backend/lora_registry.py",
+        remove_when="never: a registry is the intended way",
+    ),
+    Patch(
+        name="lora_target_modules",
+        target="sglang.srt.lora.lora_manager.LoRAManager.init_lora_shapes",
+        kind=Kind.AROUND,
+        hook="elora_sglang.integration.engine.resolve_target_modules",
+        why="`all` means all linear modules of the model; stock adds the embedding and lm_head",
+        upstream="https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/lora/lora_manager.py",
+        remove_when="SGLang takes all-linear for --lora-target-modules",
+    ),
+)

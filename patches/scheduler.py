@@ -1,0 +1,77 @@
+"""The scheduler process: prefix cache, admission, state."""
+
+from elora_sglang.patches.base import Kind, Patch
+
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_SOURCE = "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/"
+
+PATCHES = (
+    Patch(
+        name="scheduler_start",
+        target=f"{_SCHEDULER}.configure_scheduler_process",
+        kind=Kind.BEFORE,
+        hook="elora_sglang.integration.verify.at_scheduler_start",
+        why="notices, before any weight is loaded, a hook that SGLang failed to apply",
+        upstream=_SOURCE + "plugins/hook_registry.py",
+        remove_when="SGLang lets a plugin ask for failing hooks to be fatal",
+    ),
+    Patch(
+        name="radix_cache",
+        target="sglang.srt.mem_cache.registry.register_radix_cache_backend",
+        kind=Kind.REGISTRY,
+        key="elora",
+        registry="sglang.srt.mem_cache.registry._RADIX_CACHE_REGISTRY",
+        hook="elora_sglang.integration.radix_cache.create",
+        why="one tree for adapters and KV, in which a KV node pins its adapter",
+        upstream=_SOURCE + "mem_cache/registry.py",
+        remove_when="never: a registry is the intended way",
+    ),
+    Patch(
+        name="prefill_adder",
+        target=f"{_SCHEDULER}.Scheduler.get_prefill_adder_class",
+        kind=Kind.AROUND,
+        hook="elora_sglang.integration.admission.prefill_adder_class",
+        why="admission reserves a request's adapter slots and tokens together",
+        upstream="https://github.com/sgl-project/sglang/issues/23141",
+        remove_when="SGLang asks the prefix cache what a request needs besides its tokens",
+    ),
+    Patch(
+        name="lora_slot_check",
+        target=f"{_SCHEDULER}.Scheduler.can_schedule_lora_req",
+        kind=Kind.AROUND,
+        hook="elora_sglang.integration.admission.can_schedule_lora_req",
+        why="there are no LoRA slots to count; an aborted request gives up its adapter here",
+        upstream="https://github.com/sgl-project/sglang/issues/25865",
+        remove_when="SGLang asks the LoRA backend whether an adapter can be scheduled",
+    ),
+    Patch(
+        name="request_limits",
+        target=f"{_SCHEDULER}.Scheduler.init_req_max_new_tokens",
+        kind=Kind.AROUND,
+        hook="elora_sglang.integration.admission.init_req_max_new_tokens",
+        why="a request whose adapter and tokens can never fit together is answered with an error, not queued",
+        upstream=_SOURCE + "mem_cache/allocator/base.py",
+        remove_when="SGLang's bound on new tokens asks the prefix cache what else the request pins",
+    ),
+    Patch(
+        name="bind_pool",
+        target="sglang.srt.model_executor.model_runner.ModelRunner._init_post_memory_pool_components",
+        kind=Kind.AFTER,
+        hook="elora_sglang.integration.scheduler_hooks.bind_pool",
+        why="the LoRA pool learns of the KV pool before CUDA graphs are captured",
+        upstream=_SOURCE + "model_executor/model_runner.py",
+        remove_when="SGLang builds the LoRA memory pool after the KV pool",
+    ),
+    Patch(
+        name="report_state",
+        target=(
+            "sglang.srt.managers.scheduler_components.internal_state"
+            ".SchedulerInternalStateController._add_env_vars"
+        ),
+        kind=Kind.AFTER,
+        hook="elora_sglang.integration.scheduler_hooks.report_state",
+        why="sizes and counters of tree and pool in /server_info",
+        upstream=_SOURCE + "managers/scheduler_components/internal_state.py",
+        remove_when="SGLang lets the prefix cache contribute to the internal state",
+    ),
+)
