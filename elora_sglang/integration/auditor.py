@@ -41,14 +41,17 @@ class Auditor:
 
     Args:
         cache: the cache under audit.
+        interval: audit on every ``interval``-th scheduler tick.
         check_bytes: also compare resident adapters' bytes with their files (the expensive part).
     """
 
     cache: EloraRadixCache
+    interval: int = 1
     check_bytes: bool = True
     audits: int = 0
     faults: int = 0
     adapters_compared: int = 0
+    _ticks: int = 0
     _ids: dict[str, int] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
 
@@ -72,6 +75,19 @@ class Auditor:
 
     def _name(self, number: int) -> str:
         return "base" if number == _BASE else "unknown" if number == _UNKNOWN else self._names[number]
+
+    def due(self) -> bool:
+        """Count one scheduler tick; whether an audit is due on it. Mutates the tick count only."""
+        self._ticks += 1
+        return self._ticks % self.interval == 0
+
+    def counters(self) -> dict[str, int]:
+        """What was audited so far, for ``/server_info``."""
+        return {
+            "audits": self.audits,
+            "audit_faults": self.faults,
+            "audit_adapters_compared": self.adapters_compared,
+        }
 
     # -- the audit --------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from elora_sglang.core.node import Node
 from elora_sglang.core.policy import create_policy
 from elora_sglang.core.tree import DependencyTree, Victim
 from elora_sglang.integration import config, verify
+from elora_sglang.integration.auditor import Auditor
 from elora_sglang.runtime.slots import SlotPayloads
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def create(ctx: TreeCacheBuildContext) -> EloraRadixCache:
         weights=runner.lora_manager.memory_pool,
         policy=settings.policy,
         forward_stream=getattr(runner, "forward_stream", None),
+        audit_interval=settings.audit_interval,
     )
 
 
@@ -74,6 +76,7 @@ class EloraRadixCache(BasePrefixCache):
         weights: the LoRA memory pool whose adapters live in slots of this cache's allocator.
         policy: name of an eviction policy in :mod:`elora_sglang.core.policies`.
         forward_stream: CUDA stream of model forwards; adapter loads are ordered behind it.
+        audit_interval: audit the pool every so many scheduler ticks; 0 switches the auditor off.
     """
 
     disable = False
@@ -85,6 +88,7 @@ class EloraRadixCache(BasePrefixCache):
         weights: EloraLoRAMemoryPool,
         policy: str = "lru",
         forward_stream: Any = None,
+        audit_interval: int = 0,
     ) -> None:
         self.req_to_token_pool = params.req_to_token_pool
         self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
@@ -101,6 +105,7 @@ class EloraRadixCache(BasePrefixCache):
         #: The prefill pass in progress; set by EloraPrefillAdder.
         self.current_adder: EloraPrefillAdder | None = None
         self.stats = CacheStats()
+        self.auditor = Auditor(self, interval=audit_interval) if audit_interval else None
         if params.enable_metrics:
             self.init_metrics_collector()
 
@@ -237,6 +242,8 @@ class EloraRadixCache(BasePrefixCache):
         space = _namespace(req.extra_key, req.cache_salt)
         row = self.req_to_token_pool.req_to_token[kv.req_pool_idx, :length]
         own = row.to(torch.int64, copy=True)
+        if self.auditor is not None:
+            self.auditor.record(own[kv.cache_protected_len :], req.lora_id)
         inserted = self.tree.insert(adapter, tokens, space, own, length)
         kv.cache_inserted_len = max(kv.cache_inserted_len, length)
         prompt = min(len(req.origin_input_ids), length) // self.page_size * self.page_size
