@@ -1,0 +1,307 @@
+"""SGLang's LoRA memory pool without memory of its own: adapters live in KV token slots.
+
+Replaces ``sglang.srt.lora.mem_pool.LoRAMemoryPool``. It knows how adapters are laid out and which are
+resident, writes them into slots it is given, and hands them to the LoRA backend. Which adapter is
+resident is decided elsewhere (the cache's dependency tree); this class never evicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.lora.lora_config import LoRAConfig
+from sglang.srt.lora.mem_pool import LoRAMemoryPool
+from sglang.srt.lora.utils import (
+    EMBEDDING_NAMES,
+    get_normalized_target_modules,
+    get_target_module_name,
+)
+
+from elora_sglang.integration.lora_weights import RANKS, SHARED_A, AdapterError
+from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
+from elora_sglang.runtime.packing import LayerMatrices, PackedAdapter
+from elora_sglang.runtime.pool import UnifiedPool
+
+if TYPE_CHECKING:
+    from sglang.srt.lora.lora import LoRAAdapter
+    from sglang.srt.lora.lora_manager import LoRAManager
+
+#: Attribute of the placeholder tensors that LoRA layers hold: (layer, module name).
+PLACE = "_elora_place"
+
+
+class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
+    """Adapters in slots of the KV pool. Same constructor as the class it replaces.
+
+    Life of an adapter here: ``slots_needed`` (any time after it is loaded on the CPU), ``load`` into
+    slots, any number of batches, ``drop``. ``bind`` must come before the first ``load``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pool: UnifiedPool | None = None
+        self._manager: LoRAManager | None = None
+        self._layouts: dict[str, AdapterLayout] = {}
+        self._packed: dict[str, PackedAdapter] = {}
+        #: This batch's adapters by buffer id; None is the base model.
+        self.batch_adapters: list[PackedAdapter | None] = []
+        super().__init__(*args, **kwargs)
+
+    # -- wiring ---------------------------------------------------------------------------------
+
+    def init_buffers(self, base_model: torch.nn.Module) -> None:
+        """Allocate nothing: the buffers are shapes without memory, which LoRA layers read and pass on."""
+        if self._has_moe_module(base_model):
+            raise ValueError("elora: LoRA on mixture-of-experts models is not supported; serve without --elora")
+        unsupported = sorted(self.target_modules & set(EMBEDDING_NAMES))
+        if unsupported:
+            raise ValueError(
+                f"elora: LoRA on {', '.join(unsupported)} is not supported; remove it from --lora-target-modules"
+            )
+        self.base_model = base_model
+        for buffers, shape_of in ((self.A_buffer, self.get_lora_A_shape), (self.B_buffer, self.get_lora_B_shape)):
+            for module in sorted(self.target_modules):
+                buffers[module] = [
+                    _placeholder(shape_of(module, base_model, self.max_lora_rank, layer), layer, module)
+                    for layer in range(self.num_layer)
+                ]
+
+    def attach(self, manager: LoRAManager) -> None:
+        """Learn where CPU weights and wrapped layers are, and become the backend's source of weights."""
+        self._manager = manager
+        manager.lora_backend.memory_pool = self
+
+    def bind(self, pool: UnifiedPool) -> None:
+        """Adapters live in ``pool`` from now on. Forgets all residency of an earlier pool."""
+        if pool.num_layers != self.num_layer:
+            raise ValueError(
+                f"elora: the KV pool has {pool.num_layers} layers, the model {self.num_layer}; "
+                "pipeline parallelism and layer-sharing models are not supported"
+            )
+        self._pool = pool
+        self._layouts.clear()
+        self.drop_all()
+
+    @property
+    def pool(self) -> UnifiedPool:
+        if self._pool is None:
+            raise RuntimeError("elora: the KV pool is not bound yet; the hook that binds it did not run")
+        return self._pool
+
+    @property
+    def manager(self) -> LoRAManager:
+        if self._manager is None:
+            raise RuntimeError("elora: the LoRA manager is not attached; the hook that attaches it did not run")
+        return self._manager
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.pool.device.type == "cuda"
+
+    # -- adapters -------------------------------------------------------------------------------
+
+    def slots_needed(self, lora_id: str) -> int:
+        """Slots that adapter ``lora_id`` takes: whole pages, the same number on every tp rank.
+
+        Depends on shapes only, and every tp rank's shard has the same shapes (SGLang cuts evenly).
+
+        Raises:
+            AdapterError: the adapter does not fit this model; the text names its file and the fault.
+        """
+        return self._layout(lora_id).slots
+
+    def is_pinned(self, lora_id: str) -> bool:
+        reference = self.manager.lora_refs.get(lora_id)
+        return bool(reference is not None and reference.pinned)
+
+    @property
+    def resident(self) -> dict[str, torch.Tensor]:
+        """Slots of every resident adapter, ascending, int64 on the pool's device. A new dict."""
+        return {lora_id: packed.slots for lora_id, packed in self._packed.items()}
+
+    def load(self, lora_id: str, slots: torch.Tensor) -> None:
+        """Write the adapter's weights into ``slots`` and make it resident. Mutates the pool.
+
+        Args:
+            slots: int64 ``[slots_needed(lora_id)]``, whole pages, any order; owned by the adapter
+                until ``drop``.
+
+        Raises:
+            ValueError: already resident, or slots that cannot hold it. Nothing is resident then.
+        """
+        if lora_id in self._packed:
+            raise ValueError(f"elora: adapter {lora_id} is already resident")
+        packed = PackedAdapter(self.pool, self._layout(lora_id), slots, self.dtype)
+        adapter = self._adapter(lora_id)
+        packed.write(lambda layer: self._matrices(adapter, layer))
+        self._packed[lora_id] = packed
+
+    def drop(self, lora_id: str, slots: torch.Tensor | None = None) -> None:
+        """Forget where the adapter is; its slots belong to the caller again. Idempotent."""
+        self._packed.pop(lora_id, None)
+        if self._manager is not None and lora_id not in self._manager.loras:
+            self._layouts.pop(lora_id, None)
+
+    def drop_all(self) -> None:
+        """Forget all residency, as after a flush."""
+        self._packed.clear()
+        self.batch_adapters = []
+        self.uid_to_buffer_id = {}
+
+    def read_bytes(self, lora_id: str) -> torch.Tensor:
+        """The resident adapter's weights as they are in the pool now: uint8 ``[payload bytes]``, a copy.
+
+        Matrices in layer, module, matrix order, without alignment and unused tails.
+        """
+        return _joined(self._packed[lora_id].read())
+
+    def expected_bytes(self, lora_id: str, *, from_files: bool = False) -> torch.Tensor:
+        """What :meth:`read_bytes` must return: rebuilt from the CPU tensors, or from the files again."""
+        adapter = self._adapter(lora_id)
+        if from_files:
+            adapter = type(adapter)(
+                lora_id,
+                LoRAConfig(adapter.config.path, base_vocab_size=self.base_hf_config.vocab_size),
+                adapter.base_hf_config,
+                adapter.load_config,
+                adapter.lora_backend,
+                base_model=self.base_model,
+            )
+            adapter.initialize_weights()
+        layout = self._layout(lora_id)
+        found: list[dict[tuple[str, int], torch.Tensor]] = []
+        for layer, part in enumerate(layout.layers):
+            sources = self._matrices(adapter, layer)
+            keys = [(m.name, i) for m in part.modules for i in range(1 + len(m.slices))]
+            found.append({key: sources[key].to(self.dtype).contiguous() for key in keys})
+        return _joined(found)
+
+    def _adapter(self, lora_id: str) -> LoRAAdapter:
+        adapter = self.manager.loras.get(lora_id)
+        if adapter is None:
+            raise AdapterError(f"elora: adapter {lora_id} is not loaded")
+        return adapter
+
+    def _layout(self, lora_id: str) -> AdapterLayout:
+        layout = self._layouts.get(lora_id)
+        if layout is None:
+            adapter = self._adapter(lora_id)
+            shapes = [self._shapes(adapter, layer) for layer in range(self.num_layer)]
+            layout = self._layouts[lora_id] = plan_adapter(
+                shapes,
+                itemsize=self.dtype.itemsize,
+                row_bytes=self.pool.row_bytes,
+                page_size=self.pool.page_size,
+            )
+        return layout
+
+    def _wrapped(self, layer: int) -> dict[str, Any]:
+        """LoRA-wrapped linear layers of one decoder layer by normalised module name."""
+        found: dict[str, Any] = {}
+        for name, module in self.manager.lora_modules[layer].items():
+            target = get_target_module_name(name, self.target_modules)
+            if target in found:
+                raise ValueError(f"elora: layer {layer} has two modules called {target}; LoRA cannot tell them apart")
+            found[target] = module
+        return found
+
+    def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
+        """LoRA shapes of one layer on this tp rank, in module-name order. Reads shapes only."""
+        ranks = getattr(adapter, RANKS, None)
+        if ranks is None:
+            raise RuntimeError("elora: the hook around LoRAAdapter._normalize_weights did not run")
+        wrapped = self._wrapped(layer)
+        shapes: list[ModuleShape] = []
+        for (at, name), parts in sorted(ranks.items()):
+            if at != layer:
+                continue
+            module = wrapped.get(name)
+            if module is None:
+                raise AdapterError(
+                    f"{adapter.config.path or adapter.uid}: adapts '{name}', which is not among "
+                    f"--lora-target-modules {sorted(self.target_modules)}"
+                )
+            offsets = tuple(int(edge) for edge in module.lora_offsets)
+            if (layer, name) in getattr(adapter, SHARED_A) or len(parts) == 1:
+                offsets = (0, offsets[-1])
+            slices = tuple(
+                SliceShape(first, last - first, rank)
+                for first, last, rank in zip(offsets[:-1], offsets[1:], parts, strict=True)
+                if rank
+            )
+            shapes.append(ModuleShape(name, int(module.lora_a.shape[-1]), slices))
+        return tuple(shapes)
+
+    def _matrices(self, adapter: LoRAAdapter, layer: int) -> LayerMatrices:
+        """This tp rank's matrices of one layer as :class:`ModuleShape` stores them, cut by SGLang's layers."""
+        wrapped = self._wrapped(layer)
+        stacked: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in adapter.layers[layer].weights.items():
+            target = get_target_module_name(name, self.target_modules)
+            stacked.setdefault(target, {})["A" if "lora_A" in name else "B"] = tensor
+        found: dict[tuple[str, int], torch.Tensor] = {}
+        for shape in self._shapes(adapter, layer):
+            module = wrapped[shape.name]
+            a = module.slice_lora_a_weights(stacked[shape.name]["A"])
+            b = module.slice_lora_b_weights(stacked[shape.name]["B"])
+            found[shape.name, 0] = a[: shape.rank_rows]
+            for index, part in enumerate(shape.slices, start=1):
+                found[shape.name, index] = b[part.offset : part.offset + part.width, : part.rank].t()
+        return found
+
+    # -- what SGLang calls ------------------------------------------------------------------------
+
+    def can_support(self, config: LoRAConfig | Iterable[LoRAConfig]) -> bool:
+        """Any LoRA rank; target modules must be among those that the base model wraps."""
+        if not isinstance(config, LoRAConfig):
+            return all(self.can_support(one) for one in config)
+        targets = get_normalized_target_modules(config.target_modules)
+        missing = sorted(targets - self.target_modules - {"all"})
+        if missing:
+            raise AdapterError(
+                f"{config.path or 'adapter'}/adapter_config.json: target modules {missing} are not served; "
+                f"--lora-target-modules has {sorted(self.target_modules)}"
+            )
+        return True
+
+    def prepare_lora_batch(
+        self, cur_uids: set[str | None], lora_adapters: Any, lora_modules: Any, lora_refs: Any, *_: Any
+    ) -> None:
+        """Number this batch's adapters; copies nothing.
+
+        Raises:
+            RuntimeError: an adapter of the batch is not resident. Admission makes it so; serving the
+                batch with other bytes would be wrong silently, so this is the last line of defence.
+        """
+        missing = sorted(uid for uid in cur_uids if uid is not None and uid not in self._packed)
+        if missing:
+            raise RuntimeError(f"elora: batch with adapters that are not resident: {', '.join(missing)}")
+        numbered: list[str | None] = sorted(uid for uid in cur_uids if uid is not None)
+        if None in cur_uids or len(numbered) < self.max_loras_per_batch:
+            numbered.insert(0, None)
+        if len(numbered) > self.max_loras_per_batch:
+            raise RuntimeError(
+                f"elora: {len(numbered)} adapters in one batch, --max-loras-per-batch is {self.max_loras_per_batch}"
+            )
+        self.uid_to_buffer_id = {uid: index for index, uid in enumerate(numbered)}
+        self.batch_adapters = [None if uid is None else self._packed[uid] for uid in numbered]
+
+    def remove_lora(self, uid: str) -> None:
+        """SGLang unloads the adapter. Slots belong to the cache, which drops them with the branch."""
+        if uid not in self._packed:
+            self._layouts.pop(uid, None)
+
+
+def _placeholder(shape: tuple[int, ...], layer: int, module: str) -> torch.Tensor:
+    tensor = torch.empty(shape, device="meta")
+    setattr(tensor, PLACE, (layer, module))
+    return tensor
+
+
+def _joined(layers: list[dict[tuple[str, int], torch.Tensor]]) -> torch.Tensor:
+    """All matrices' bytes one after the other: uint8 on the CPU."""
+    parts = [
+        layer[key].contiguous().view(torch.uint8).flatten().cpu() for layer in layers for key in sorted(layer)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
