@@ -54,6 +54,7 @@ class Auditor:
     _ticks: int = 0
     _ids: dict[str, int] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
+    _expected: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = self.cache.token_to_kv_pool_allocator.size + self.cache.page_size
@@ -167,14 +168,22 @@ class Auditor:
             node = claimed.pop(lora_id, None)
             if node is None and not self.cache.tree.has_doomed(lora_id):
                 yield Fault("adapter-unclaimed", f"{lora_id} holds slots but has no resident node")
-            elif node is not None and not torch.equal(node.payload.cpu(), slots.cpu()):
+            elif node is not None and not torch.equal(node.payload.cpu().sort().values, slots.cpu()):
                 yield Fault("adapter-moved", f"{lora_id}: tree and LoRA pool name different slots")
             if self.check_bytes:
                 self.adapters_compared += 1
-                for where in weights.differences_from_source(lora_id):
-                    yield Fault("adapter-bytes", f"{lora_id}: {where} differs from its file")
+                found, expected = weights.read_bytes(lora_id), self._file_bytes(lora_id)
+                if not torch.equal(found, expected):
+                    first = int((found != expected).nonzero()[0])
+                    yield Fault("adapter-bytes", f"{lora_id}: byte {first} of {len(found)} is not its file's")
         for lora_id in claimed:
             yield Fault("adapter-unbacked", f"{lora_id} is resident in the tree but has no slots")
+
+    def _file_bytes(self, lora_id: str) -> torch.Tensor:
+        """What the adapter's bytes must be, read from its file once: an id stands for one content."""
+        if lora_id not in self._expected:
+            self._expected[lora_id] = self.cache.weights.expected_bytes(lora_id, from_files=True)
+        return self._expected[lora_id]
 
     def _kv_without_adapter(self, running: list[Any]) -> Iterable[Fault]:
         resident = self.cache.weights.resident
