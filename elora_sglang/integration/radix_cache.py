@@ -136,7 +136,7 @@ class EloraRadixCache(BasePrefixCache):
         slots = allocator.alloc(node.size)
         if slots is None:
             return False
-        slots = slots.to(torch.int64)
+        slots = slots.to(torch.int64, copy=True)  # alloc returns a view of the whole free list
         self._order_behind_forward()
         self.weights.load(node.key, slots)
         self.tree.make_resident(node, slots)
