@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
-from sglang.srt.lora.backend.lora_registry import register_lora_backend
 from sglang.srt.lora.utils import EMBEDDING_NAMES, get_batch_token_counts
 
 from elora_sglang.integration.lora_pool import PLACE
@@ -111,7 +110,6 @@ class EloraLoRABackend(BaseLoRABackend):  # type: ignore[misc]
         return expand(all_reduce(h) if h.numel() else h, out, rows, *place)
 
 
-@register_lora_backend(NAME)
-def create_backend() -> type[EloraLoRABackend]:
-    """Factory for ``--lora-backend elora`` (SGLang: ``lora/backend/lora_registry.py``)."""
+def create() -> type[EloraLoRABackend]:
+    """Factory to register as LoRA backend ``elora`` (SGLang: ``lora/backend/lora_registry.py``)."""
     return EloraLoRABackend

@@ -8,9 +8,11 @@ resident is decided elsewhere (the cache's dependency tree); this class never ev
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.lora.mem_pool import LoRAMemoryPool
 from sglang.srt.lora.utils import (
@@ -19,7 +21,8 @@ from sglang.srt.lora.utils import (
     get_target_module_name,
 )
 
-from elora_sglang.integration.lora_weights import RANKS, SHARED_A, AdapterError
+from elora_sglang.integration.adapter_files import AdapterError
+from elora_sglang.integration.lora_weights import stacked_ranks
 from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
 from elora_sglang.runtime.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool import UnifiedPool
@@ -158,17 +161,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
 
     def expected_bytes(self, lora_id: str, *, from_files: bool = False) -> torch.Tensor:
         """What :meth:`read_bytes` must return: rebuilt from the CPU tensors, or from the files again."""
-        adapter = self._adapter(lora_id)
-        if from_files:
-            adapter = type(adapter)(
-                lora_id,
-                LoRAConfig(adapter.config.path, base_vocab_size=self.base_hf_config.vocab_size),
-                adapter.base_hf_config,
-                adapter.load_config,
-                adapter.lora_backend,
-                base_model=self.base_model,
-            )
-            adapter.initialize_weights()
+        adapter = self._from_files(lora_id) if from_files else self._adapter(lora_id)
         layout = self._layout(lora_id)
         found: list[dict[tuple[str, int], torch.Tensor]] = []
         for layer, part in enumerate(layout.layers):
@@ -177,10 +170,28 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
             found.append({key: sources[key].to(self.dtype).contiguous() for key in keys})
         return _joined(found)
 
+    def _from_files(self, lora_id: str) -> LoRAAdapter:
+        """The adapter read anew from its folder; the loaded one when it never had a folder."""
+        loaded = self._adapter(lora_id)
+        folder = Path(self.manager.lora_refs[lora_id].lora_path or "")
+        files = sorted(folder.glob("adapter_model*.safetensors"))
+        if not files:
+            return loaded
+        adapter = type(loaded)(
+            lora_id,
+            loaded.config,
+            loaded.base_hf_config,
+            loaded.load_config,
+            loaded.lora_backend,
+            base_model=self.base_model,
+        )
+        adapter.initialize_weights_from_tensors({k: v for file in files for k, v in load_file(file).items()})
+        return adapter
+
     def _adapter(self, lora_id: str) -> LoRAAdapter:
         adapter = self.manager.loras.get(lora_id)
         if adapter is None:
-            raise AdapterError(f"elora: adapter {lora_id} is not loaded")
+            raise KeyError(f"elora: adapter {lora_id} is not loaded")
         return adapter
 
     def _layout(self, lora_id: str) -> AdapterLayout:
@@ -208,26 +219,24 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
 
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
         """LoRA shapes of one layer on this tp rank, in module-name order. Reads shapes only."""
-        ranks = getattr(adapter, RANKS, None)
-        if ranks is None:
-            raise RuntimeError("elora: the hook around LoRAAdapter._normalize_weights did not run")
         wrapped = self._wrapped(layer)
         shapes: list[ModuleShape] = []
-        for (at, name), parts in sorted(ranks.items()):
+        for (at, name), stacked in sorted(stacked_ranks(adapter).items()):
             if at != layer:
                 continue
             module = wrapped.get(name)
             if module is None:
                 raise AdapterError(
-                    f"{adapter.config.path or adapter.uid}: adapts '{name}', which is not among "
-                    f"--lora-target-modules {sorted(self.target_modules)}"
+                    adapter.config.path or f"adapter {adapter.uid}",
+                    f"adapts {name!r}, the server wraps {', '.join(sorted(wrapped))}",
+                    "Start the server with it in --lora-target-modules, or without the flag.",
                 )
             offsets = tuple(int(edge) for edge in module.lora_offsets)
-            if (layer, name) in getattr(adapter, SHARED_A) or len(parts) == 1:
+            if len(stacked.ranks) == 1:
                 offsets = (0, offsets[-1])
             slices = tuple(
                 SliceShape(first, last - first, rank)
-                for first, last, rank in zip(offsets[:-1], offsets[1:], parts, strict=True)
+                for first, last, rank in zip(offsets[:-1], offsets[1:], stacked.ranks, strict=True)
                 if rank
             )
             shapes.append(ModuleShape(name, int(module.lora_a.shape[-1]), slices))
@@ -260,8 +269,9 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         missing = sorted(targets - self.target_modules - {"all"})
         if missing:
             raise AdapterError(
-                f"{config.path or 'adapter'}/adapter_config.json: target modules {missing} are not served; "
-                f"--lora-target-modules has {sorted(self.target_modules)}"
+                config.path or "adapter",
+                f"target modules {', '.join(missing)} are not served",
+                f"--lora-target-modules has {', '.join(sorted(self.target_modules))}.",
             )
         return True
 
