@@ -1,0 +1,139 @@
+"""``--elora`` in the launcher, from the arguments as given to the arguments as resolved.
+
+``accept`` is the one way in, for the command line and for ``sglang.Engine(elora=True, …)``: it attaches the
+config, refuses what it can see already and adds two steps to SGLang's argument resolution, the first for
+the settings that ``--elora`` implies, the last for the final checks and the hooks of the tokenizer process,
+which this process becomes. The heavy modules are imported by then anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from elora_sglang.integration import config, flags_lora, refusals, verify
+from elora_sglang.integration.plugin_hooks import install, installed_names, uninstall
+from elora_sglang.patches.base import Process, When, discover, select
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = "elora"
+
+
+def accept(server_args: Any, settings: config.EloraConfig) -> Any:
+    """Make these server arguments ELORA's (or, when disabled, stock's) and return them.
+
+    Mutates the arguments' bookkeeping, the environment and SGLang's list of resolution steps.
+
+    Raises:
+        Refused: a flag that ``--elora`` does not work with, or an SGLang that does not fit.
+    """
+    config.attach(server_args, settings)
+    steps = select(discover(), process={Process.MAIN}, when={When.ELORA})
+    if not settings.enabled:
+        if getattr(server_args, "lora_backend", None) == "elora":
+            raise verify.Refused("--lora-backend elora needs --elora; add --elora")
+        uninstall(steps)
+        return server_args
+    _refuse_first(refusals.refused_flags(server_args))
+    verify.check_all(steps)
+    install(steps)
+    verify.require_in_place(steps)
+    return server_args
+
+
+def _refuse_first(rows: Any) -> None:
+    row = next(iter(rows), None)
+    if row is not None:
+        raise verify.Refused(row.message)
+
+
+def imply_settings(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Resolution step ``handle_missing_default_values``: the settings that ``--elora`` implies."""
+    previous(server_args)
+    if not config.current(server_args).enabled:
+        return
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    args = resolving_view(server_args)
+    for line in flags_lora.warnings(args, type(server_args)(model_path=args.model_path)):
+        logger.warning("elora: %s", line)
+    declare_resolution(
+        server_args,
+        _SOURCE,
+        radix_cache_backend="elora",
+        **flags_lora.implied_values(args),
+    )
+
+
+def final_checks(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Resolution step ``validate_deepep_v2_dispatch_token_budget``, SGLang's last: refuse, then hook.
+
+    Everything is known here: flags that model-specific defaults turned on, and the model itself.
+    """
+    previous(server_args)
+    if not config.current(server_args).enabled:
+        return
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+
+    args = resolving_view(server_args)
+    # The platform may choose after `imply_settings` how many requests run at once.
+    _follow_running_requests(server_args, args)
+    _refuse_first(refusals.refused_flags(args))
+    _refuse_first(refusals.refused_models(model_config_of(server_args)))
+    install_tokenizer_hooks()
+
+
+def _follow_running_requests(server_args: Any, args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    declare_resolution(
+        server_args,
+        _SOURCE,
+        max_loras_per_batch=flags_lora.implied_values(args)["max_loras_per_batch"],
+    )
+
+
+def install_tokenizer_hooks() -> None:
+    """Hook the tokenizer side of this process and see that every hook took. Mutates SGLang's modules."""
+    _install_now(select(discover(), process={Process.TOKENIZER}, when={When.ELORA}))
+
+
+def install_scheduler_hooks() -> None:
+    """The same for a scheduler that runs in this process or in one forked from it.
+
+    A process that SGLang *spawns* needs no call: its plugin loader does it. A forked one inherits the
+    "plugins are loaded" mark of its parent and would serve without hooks (and refuse to).
+    """
+    _install_now(verify.scheduler_patches())
+
+
+def _install_now(patches: Any) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    new = [patch for patch in patches if patch.name not in installed_names()]
+    verify.check_all(new)
+    install(new)
+    HookRegistry.apply_hooks()
+    verify.require_in_place(patches)
+
+
+def accept_engine_keywords() -> None:
+    """Let ``sglang.Engine(elora=True, elora_policy=…)`` through: ``ServerArgs`` would reject the keywords.
+
+    Replaces ``Engine.server_args_class`` by a factory; idempotent. ``sglang.srt.entrypoints.engine`` must
+    have been imported.
+    """
+    engine_class = sys.modules["sglang.srt.entrypoints.engine"].Engine
+    stock = engine_class.server_args_class
+    if getattr(stock, "takes_elora", False):
+        return
+
+    def server_args(**keywords: Any) -> Any:
+        own = {k: keywords.pop(k) for k in list(keywords) if k == "elora" or k.startswith("elora_")}
+        return accept(stock(**keywords), config.from_keywords(own))
+
+    server_args.takes_elora = True  # type: ignore[attr-defined]  # a mark on a function of our own
+    engine_class.server_args_class = staticmethod(server_args)

@@ -1,0 +1,49 @@
+"""Entry point ``sglang.srt.plugins``: SGLang calls :func:`register` once in every process.
+
+In the launcher the arguments are not parsed yet, so only the command line is hooked there; the rest follows
+when ``--elora`` is seen (:mod:`elora_sglang.integration.engine`). A scheduler process learns from its
+environment that its launcher runs with ``--elora``, because it has no arguments yet, either.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from elora_sglang.integration import config
+
+SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
+ENGINE_MODULE = "sglang.srt.entrypoints.engine"
+
+
+def register() -> None:
+    """Register ELORA's hooks for this process. SGLang swallows exceptions here, so faults exit."""
+    try:
+        _register()
+    except Exception as error:
+        raise SystemExit(f"elora: the plugin could not be set up: {type(error).__name__}: {error}") from error
+
+
+def _register() -> None:
+    from elora_sglang.integration import verify
+    from elora_sglang.integration.plugin_hooks import install
+    from elora_sglang.patches.base import Process, When, discover, select
+
+    patches = discover()
+    child = config.announce_launcher()
+    install(select(patches, process={Process.MAIN}, when={When.ALWAYS}))
+    if _on_elora_cpu_platform():
+        install(select(patches, process={Process.SCHEDULER}, when={When.CPU}))
+    if ENGINE_MODULE in sys.modules:
+        from elora_sglang.integration.engine import accept_engine_keywords
+
+        accept_engine_keywords()
+    if child and config.launcher_enabled() and SCHEDULER_MODULE in sys.modules:
+        needed = verify.scheduler_patches()
+        verify.check_all(needed)
+        install(needed)
+
+
+def _on_elora_cpu_platform() -> bool:
+    from sglang.srt.platforms import current_platform
+
+    return type(current_platform).__module__.startswith("elora_sglang.platform")

@@ -1,0 +1,89 @@
+"""``patches/README.md`` and ``patches/targets.json``, made from the records.
+
+``python -m elora_sglang.patches.table --check`` compares both with the records and the installed SGLang,
+``--write`` writes the table, ``--refresh`` also reads every target again and stores its fingerprint. Read the
+difference of each target before you refresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from elora_sglang.patches.base import FOLDER, MANIFEST, Patch, discover, fingerprint, manifest
+
+PAGE = FOLDER / "README.md"
+
+_HEAD = """# Patches
+
+Every place where ELORA touches SGLang. Nothing on disk is patched: the records in this folder are applied in
+memory by SGLang's own plugin registries, and with `--elora` each is verified in place or the server refuses to
+start. Without `--elora` only the records of *always* are applied.
+
+Generated from the records; do not edit. After adding a record or upgrading SGLang:
+
+```
+python -m elora_sglang.patches.table --refresh   # read every target again, then write this page
+python -m elora_sglang doctor                    # every record against the installed SGLang
+```
+
+To add one: a file here that defines `PATCH` or `PATCHES`, a hook in `elora_sglang/integration/`, `--refresh`, and
+a test in `tests/patches/`.
+
+| patch | target | kind | where | when | why | until |
+|---|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The text of ``patches/README.md``."""
+    return _HEAD + "".join(_row(patch) for patch in discover())
+
+
+def _row(patch: Patch) -> str:
+    target = patch.target.removeprefix("sglang.srt.")
+    if patch.key:
+        target += f'("{patch.key}")'
+    cells = (
+        f"`{patch.name}`",
+        f"[`{target}`]({patch.upstream})",
+        patch.kind.value,
+        patch.process.value,
+        patch.when.value,
+        patch.why,
+        patch.remove_when,
+    )
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def refresh() -> None:
+    """Store the fingerprint of every target in the installed SGLang. Imports all of them."""
+    seen = {p.target: dataclasses.asdict(fingerprint(p.load_target())) for p in discover()}
+    MANIFEST.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
+    manifest.cache_clear()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m elora_sglang.patches.table", description=__doc__)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--check", action="store_true")
+    mode.add_argument("--write", action="store_true")
+    mode.add_argument("--refresh", action="store_true")
+    chosen = parser.parse_args(arguments)
+    if chosen.refresh:
+        refresh()
+    if chosen.refresh or chosen.write:
+        PAGE.write_text(page())
+        return 0
+    stale = [] if PAGE.exists() and PAGE.read_text() == page() else [PAGE.name]
+    stale += [MANIFEST.name] if set(manifest()) != {p.target for p in discover()} else []
+    if stale:
+        print(f"{', '.join(stale)}: not current; run python -m elora_sglang.patches.table --refresh", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
