@@ -1,0 +1,7 @@
+"""Errors of the core."""
+
+from __future__ import annotations
+
+
+class InvariantError(RuntimeError):
+    """The tree was asked for, or is in, a state that must not exist. Nothing was changed by the call that raised."""

@@ -1,0 +1,242 @@
+"""Nodes, keys and the walk of the dependency tree; no sizes, no eviction (those are :mod:`.tree`)."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Iterator
+from typing import Any, Protocol
+
+from elora_sglang.core.errors import InvariantError
+from elora_sglang.core.node import Kind, Node
+from elora_sglang.core.policy import Policy
+
+_NO_TOKENS: array[int] = array("q")
+
+
+class PayloadOps(Protocol):
+    """What the tree asks of payloads. One payload stands for ``size`` slots in token order."""
+
+    def slice(self, payload: Any, start: int, stop: int) -> Any:
+        """The payload of tokens ``[start, stop)``; owns its memory, does not mutate ``payload``."""
+        ...
+
+    def split(self, payload: Any, at: int) -> tuple[Any, Any]:
+        """The payloads of tokens ``[0, at)`` and ``[at, size)``."""
+        ...
+
+
+def shared_prefix(edge: array[int], tokens: array[int], start: int, limit: int) -> int:
+    """How many of ``edge``'s first ``limit`` tokens equal ``tokens[start:]``; both are arrays of ``"q"``.
+
+    Gallops in doubling windows, then halves the one that differs: each step is one comparison of slices in C.
+    """
+    low, step = 0, 16
+    while low < limit:
+        high = min(low + step, limit)
+        if edge[low:high] != tokens[start + low : start + high]:
+            while high - low > 1:
+                middle = (low + high) // 2
+                if edge[low:middle] == tokens[start + low : start + middle]:
+                    low = middle
+                else:
+                    high = middle
+            return low
+        low, step = high, 2 * step
+    return limit
+
+
+class TreeStructure:
+    """Root, adapters and KV nodes, and how token keys lead through them.
+
+    Args:
+        page_size: tokens per page; keys, matches and splits are whole pages.
+        policy: told of splits.
+        payloads: splits and slices payloads.
+
+    Raises:
+        ValueError: ``page_size`` below 1.
+    """
+
+    def __init__(self, page_size: int, policy: Policy, payloads: PayloadOps) -> None:
+        if page_size < 1:
+            raise ValueError(f"page_size must be at least 1, got {page_size}")
+        self.page_size = page_size
+        self.policy = policy
+        self.payloads = payloads
+        self.tick = 0
+        self._next_id = 0
+        self._kv_count = 0
+        self._doomed: dict[int, Node] = {}
+        self.root = self._node("root", None, None, 0)
+        self.base = self._node("adapter", None, self.root, 0)
+        self.base.resident = True
+        self.root.children[None] = self.base
+
+    def _node(
+        self, kind: Kind, key: Any, parent: Node | None, size: int, tokens: array[int] = _NO_TOKENS
+    ) -> Node:
+        adapter = None if parent is None else parent.adapter
+        node = Node(self._next_id, kind, key, tokens=tokens, size=size, parent=parent, adapter=adapter)
+        self._next_id += 1
+        return node
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def adapter(self, key: str | None) -> Node | None:
+        """The adapter registered under ``key`` (``None``: the base model), or ``None``. Never a doomed one."""
+        return self.root.children.get(key)
+
+    def adapters(self) -> list[Node]:
+        """All registered adapters in order of registration, the base model first; no doomed ones."""
+        return list(self.root.children.values())
+
+    def adapter_of(self, node: Node) -> Node:
+        """The adapter above ``node`` (itself for an adapter)."""
+        if node.adapter is None:
+            raise InvariantError("the root has no adapter")
+        return node.adapter
+
+    def is_doomed(self, node: Node) -> bool:
+        """Whether the branch of ``node`` was unloaded; nothing can be matched or inserted there any more."""
+        return node.adapter is not None and node.adapter.doomed
+
+    def path(self, node: Node) -> list[Node]:
+        """KV nodes from the adapter (exclusive) down to ``node`` (inclusive)."""
+        nodes = []
+        while node.kind == "kv":
+            nodes.append(node)
+            node = node.parent  # type: ignore[assignment]  # KV always has a parent
+        nodes.reverse()
+        return nodes
+
+    def walk(self, start: Node | None = None) -> Iterator[Node]:
+        """``start`` and all below it, parents first; without ``start`` the whole tree, doomed branches included.
+
+        The tree must not change meanwhile.
+        """
+        stack = [start] if start is not None else [*self._doomed.values(), self.root]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(node.children.values()))
+
+    def kv_nodes(self) -> Iterator[Node]:
+        """All KV nodes, those of doomed branches included; the tree must not change meanwhile."""
+        return (node for node in self.walk() if node.kind == "kv")
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes: KV and adapters, resident or not, doomed ones included; without the root."""
+        return self._kv_count + len(self.root.children) + len(self._doomed)
+
+    def counts(self) -> dict[str, int]:
+        """Number of nodes by kind and state. O(adapters)."""
+        adapters = self.adapters()
+        return {
+            "kv": self._kv_count,
+            "adapters": len(adapters) - 1,
+            "adapters_resident": sum(node.resident for node in adapters) - 1,
+            "adapters_pinned": sum(node.pinned for node in adapters),
+            "adapters_doomed": len(self._doomed),
+        }
+
+    def render(self, tokens: int = 8) -> str:
+        """The tree as indented lines, with the first ``tokens`` tokens of every KV node."""
+        lines, depth = [], {self.root.id: 0}
+        for node in self.walk():
+            depth[node.id] = 0 if node.parent is None else depth.get(node.parent.id, 0) + 1
+            shown = f" {list(node.tokens[:tokens])}" if node.kind == "kv" else ""
+            lines.append("  " * depth[node.id] + repr(node) + shown)
+        return "\n".join(lines)
+
+    # -- keys and the walk ------------------------------------------------------------------------
+
+    def _require_adapter(self, node: Node) -> None:
+        if node.kind != "adapter" or node.parent is None or node.doomed:
+            state = "unloaded" if node.kind == "adapter" else "not an adapter"
+            raise InvariantError(f"{node!r} is {state}")
+
+    def _require_present(self, node: Node) -> None:
+        if node.parent is None:
+            raise InvariantError(
+                f"{node!r} " + ("cannot be locked" if node is self.root else "has left the tree")
+            )
+
+    def _pages(self, tokens: array[int], limit: int | None) -> int:
+        if type(tokens) is not array or tokens.typecode != "q":
+            raise TypeError(f'tokens must be an array of typecode "q", got {type(tokens).__name__}')
+        n = len(tokens) if limit is None else min(len(tokens), limit)
+        return n - n % self.page_size
+
+    def _key(self, tokens: array[int], position: int, namespace: Hashable) -> Hashable:
+        page = self.page_size
+        key: Hashable = tokens[position] if page == 1 else tokens[position : position + page].tobytes()
+        return key if position or namespace is None else (namespace, key)
+
+    def _descend(
+        self,
+        node: Node,
+        tokens: array[int],
+        n: int,
+        namespace: Hashable,
+        *,
+        uses: int = 0,
+        cut: bool = True,
+        touch: bool = True,
+    ) -> tuple[Node, int]:
+        # The hot loop. `cut`: split where the walk ends inside a node; `touch`: mark the path as used now.
+        page, position = self.page_size, 0
+        touch = touch and cut
+        tick = self.tick
+        while True:
+            if touch:
+                node.last_tick = tick
+                node.visits += uses
+            if position >= n:
+                return node, position
+            key: Hashable = tokens[position] if page == 1 else tokens[position : position + page].tobytes()
+            if namespace is not None and not position:
+                key = (namespace, key)
+            child = node.children.get(key)
+            if child is None:
+                return node, position
+            end = position + child.size
+            if end <= n and tokens[position:end] == child.tokens:
+                node, position = child, end
+                continue
+            common = shared_prefix(child.tokens, tokens, position, min(child.size, n - position))
+            common -= common % page
+            position += common
+            if not cut:
+                return child, position
+            node, n = self._split(child, common), position
+
+    def _split(self, lower: Node, at: int) -> Node:
+        parent = lower.parent
+        assert parent is not None
+        head, tail = self.payloads.split(lower.payload, at)
+        upper = self._node("kv", lower.key, parent, at, lower.tokens[:at])
+        upper.payload, upper.resident = head, True
+        upper.locks, upper.visits, upper.last_tick = lower.locks, lower.visits, lower.last_tick
+        lower.tokens, lower.payload, lower.size, lower.parent = (
+            lower.tokens[at:],
+            tail,
+            lower.size - at,
+            upper,
+        )
+        lower.key = self._key(lower.tokens, 0, None)
+        upper.children[lower.key] = lower
+        parent.children[upper.key] = upper
+        self._kv_count += 1
+        self.policy.on_split(upper, lower)
+        return upper
+
+    def _detach(self, node: Node) -> None:
+        # KV and dropped adapters only. `resident` goes too, so that an old heap entry is seen to be stale.
+        assert node.parent is not None
+        if node.doomed:
+            del self._doomed[node.id]
+        else:
+            del node.parent.children[node.key]
+        node.parent, node.resident, node.payload = None, False, None
+        self._kv_count -= node.kind == "kv"

@@ -1,0 +1,33 @@
+"""Slot tensors as payloads of the dependency tree: split, slice, join.
+
+A payload is a one-dimensional int64 tensor of pool slots in token order (an adapter's: in the order of its
+pages). Payloads are never written to after they were handed to the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class SlotPayloads:
+    """The tree's payload operations on slot tensors (see ``elora_sglang.core.structure.PayloadOps``).
+
+    Results own their memory: a view would keep the whole request's row alive for as long as one page of it is
+    cached.
+    """
+
+    __slots__ = ()
+
+    def slice(self, payload: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Slots of tokens ``[start, stop)``, shape ``[stop - start]``; a copy on the same device."""
+        return payload.narrow(0, start, stop - start).clone()
+
+    def split(self, payload: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots of tokens ``[0, at)`` and ``[at, size)``; copies on the same device."""
+        return self.slice(payload, 0, at), self.slice(payload, at, payload.shape[0])
+
+    def join(self, payloads: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All slots in order, shape ``[sum of sizes]``. At least one payload; one alone comes back as it is."""
+        return payloads[0] if len(payloads) == 1 else torch.cat(list(payloads))
