@@ -11,7 +11,7 @@ _NAMES = "elora_sglang.integration.adapter_names_hooks"
 
 _CONTROL_METHODS = {
     "load_lora_adapter": "loading over a name replaces it; a broken adapter is refused with file and fault",
-    "load_lora_adapter_from_tensors": "the same for tensors in the request, of which only tensors are unpickled",
+    "load_lora_adapter_from_tensors": "the same for tensors in the request; nothing but tensors is unpickled",
     "unload_lora_adapter": "unloading waits for the adapter's own requests and blocks nobody else",
 }
 
@@ -33,7 +33,7 @@ PATCHES = (
         target="sglang.srt.managers.tokenizer_manager.TokenizerManager.init_lora",
         kind=Kind.AFTER,
         hook=f"{_LIFECYCLE}.install",
-        why="names point to versions, and an unloaded name stays unloaded (stock reloads it on the next request)",
+        why="names point to versions, and an unloaded name stays so; stock reloads it on the next request",
         upstream=_SOURCE + "managers/tokenizer_manager.py",
         remove_when="SGLang's registry has versions and unloading is final",
         process=Process.TOKENIZER,
