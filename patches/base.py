@@ -95,7 +95,9 @@ class Patch:
         if not self.hook.startswith("elora_sglang."):
             raise ValueError(f"patch {self.name}: hook {self.hook!r} is not inside elora_sglang")
         if (self.kind is Kind.REGISTRY) != bool(self.key and self.registry):
-            raise ValueError(f"patch {self.name}: `key` and `registry` belong to kind REGISTRY, and only there")
+            raise ValueError(
+                f"patch {self.name}: `key` and `registry` belong to kind REGISTRY, and only there"
+            )
         for field in ("name", "why", "upstream", "remove_when"):
             if not getattr(self, field).strip():
                 raise ValueError(f"patch {self.name or self.target}: `{field}` is empty")
@@ -160,7 +162,9 @@ def discover() -> tuple[Patch, ...]:
         single = getattr(module, "PATCH", None)
         for patch in (*getattr(module, "PATCHES", ()), *([single] if single is not None else ())):
             if patch.name in found:
-                raise ValueError(f"two patches are called {patch.name!r}; rename the one in {module.__file__}")
+                raise ValueError(
+                    f"two patches are called {patch.name!r}; rename the one in {module.__file__}"
+                )
             found[patch.name] = patch
     return tuple(found[name] for name in sorted(found))
 

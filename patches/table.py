@@ -81,7 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     stale = [] if PAGE.exists() and PAGE.read_text() == page() else [PAGE.name]
     stale += [MANIFEST.name] if set(manifest()) != {p.target for p in discover()} else []
     if stale:
-        print(f"{', '.join(stale)}: not current; run python -m elora_sglang.patches.table --refresh", file=sys.stderr)
+        print(
+            f"{', '.join(stale)}: not current; run python -m elora_sglang.patches.table --refresh",
+            file=sys.stderr,
+        )
     return 1 if stale else 0
 
 

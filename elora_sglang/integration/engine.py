@@ -102,11 +102,7 @@ def install_tokenizer_hooks() -> None:
 
 
 def install_scheduler_hooks() -> None:
-    """The same for a scheduler that runs in this process or in one forked from it.
-
-    A process that SGLang *spawns* needs no call: its plugin loader does it. A forked one inherits the
-    "plugins are loaded" mark of its parent and would serve without hooks (and refuse to).
-    """
+    """The same for a scheduler that runs in this process; idempotent."""
     _install_now(verify.scheduler_patches())
 
 
@@ -123,10 +119,11 @@ def _install_now(patches: Any) -> None:
 def accept_engine_keywords() -> None:
     """Let ``sglang.Engine(elora=True, elora_policy=…)`` through: ``ServerArgs`` would reject the keywords.
 
-    Replaces ``Engine.server_args_class`` by a factory; idempotent. ``sglang.srt.entrypoints.engine`` must
-    have been imported.
+    Replaces ``Engine.server_args_class`` by a factory, and the function that its scheduler processes run by
+    :func:`run_scheduler_process`; idempotent. ``sglang.srt.entrypoints.engine`` must have been imported.
     """
-    engine_class = sys.modules["sglang.srt.entrypoints.engine"].Engine
+    module = sys.modules["sglang.srt.entrypoints.engine"]
+    engine_class = module.Engine
     stock = engine_class.server_args_class
     if getattr(stock, "takes_elora", False):
         return
@@ -137,3 +134,19 @@ def accept_engine_keywords() -> None:
 
     server_args.takes_elora = True  # type: ignore[attr-defined]  # a mark on a function of our own
     engine_class.server_args_class = staticmethod(server_args)
+    if engine_class.run_scheduler_process_func is module.run_scheduler_process:
+        engine_class.run_scheduler_process_func = staticmethod(run_scheduler_process)
+
+
+def run_scheduler_process(server_args: Any, *args: Any, **kwargs: Any) -> Any:
+    """SGLang's scheduler process for ``sglang.Engine``, with ELORA's hooks even when it was *forked*.
+
+    A spawned process runs SGLang's plugin loader, a forked one has inherited the mark that it ran.
+    """
+    from sglang.srt.managers import scheduler
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    if config.current(server_args).enabled:
+        install_scheduler_hooks()
+    return scheduler.run_scheduler_process(server_args, *args, **kwargs)

@@ -61,7 +61,7 @@ def page() -> str:
         "",
         "## ELORA's own",
         "",
-        "`--elora` alone is enough. In Python: `sglang.Engine(model_path=…, elora=True, elora_policy=\"lru\")`.",
+        '`--elora` alone is enough. In Python: `sglang.Engine(model_path=…, elora=True, elora_policy="lru")`.',
         "",
         "| flag | default | what it does |",
         "|---|---|---|",
@@ -100,7 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page())
     elif not PAGE.exists() or PAGE.read_text() != page():
-        print(f"{PAGE.name} is not current; run python -m elora_sglang.integration.flags --write", file=sys.stderr)
+        print(
+            f"{PAGE.name} is not current; run python -m elora_sglang.integration.flags --write",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

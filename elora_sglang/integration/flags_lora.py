@@ -116,8 +116,12 @@ LORA_FLAGS: tuple[LoraFlag, ...] = (
         "belongs to the backend `csgmv`.",
         lambda args: 16,
     ),
-    LoraFlag("experts_shared_outer_loras", Verdict.REFUSED, "LoRA on mixture-of-experts models is not supported."),
-    LoraFlag("lora_use_virtual_experts", Verdict.REFUSED, "LoRA on mixture-of-experts models is not supported."),
+    LoraFlag(
+        "experts_shared_outer_loras", Verdict.REFUSED, "LoRA on mixture-of-experts models is not supported."
+    ),
+    LoraFlag(
+        "lora_use_virtual_experts", Verdict.REFUSED, "LoRA on mixture-of-experts models is not supported."
+    ),
     LoraFlag(
         "lora_strict_loading",
         Verdict.HONOURED,

@@ -63,7 +63,11 @@ FLAGS: tuple[Refusal, ...] = (
     Refusal("DP attention (--enable-dp-attention)", _on("enable_dp_attention"), "use --tp-size alone"),
     Refusal("--pp-size above 1", _above("pp_size", 1), "use --tp-size instead"),
     Refusal("--speculative-algorithm", _other_than("speculative_algorithm", None), "remove it"),
-    Refusal("--disaggregation-mode", _other_than("disaggregation_mode", "null"), "serve prefill and decode together"),
+    Refusal(
+        "--disaggregation-mode",
+        _other_than("disaggregation_mode", "null"),
+        "serve prefill and decode together",
+    ),
     Refusal("--enable-pdmux", _on("enable_pdmux"), "remove it"),
     Refusal("--dcp-size above 1", _above("dcp_size", 1), "use --tp-size instead"),
     Refusal("--attn-cp-size above 1", _above("attn_cp_size", 1), "use --tp-size instead"),
@@ -74,7 +78,11 @@ FLAGS: tuple[Refusal, ...] = (
         _other_than("kv_cache_dtype", *PLAIN_KV_TYPES),
         f"use one of {', '.join(PLAIN_KV_TYPES)}",
     ),
-    Refusal("SGLANG_USE_HND_KVCACHE", _environment("SGLANG_USE_HND_KVCACHE"), "unset it: the KV layout must be NHD"),
+    Refusal(
+        "SGLANG_USE_HND_KVCACHE",
+        _environment("SGLANG_USE_HND_KVCACHE"),
+        "unset it: the KV layout must be NHD",
+    ),
     Refusal(
         "SGLANG_AITER_KV_CACHE_LAYOUT=vectorized_5d",
         lambda args: os.environ.get("SGLANG_AITER_KV_CACHE_LAYOUT", "").lower() == "vectorized_5d",
@@ -89,12 +97,20 @@ FLAGS: tuple[Refusal, ...] = (
         lambda args: bool({"embed_tokens", "lm_head"} & set(args.lora_target_modules or ())),
         "name linear layers only, or leave the flag out",
     ),
-    Refusal("--enable-lora set to False", lambda args: args.enable_lora is False, "remove it: --elora is about LoRA"),
-    Refusal("--experts-shared-outer-loras", _on("experts_shared_outer_loras"), "remove it: no LoRA on experts"),
+    Refusal(
+        "--enable-lora set to False",
+        lambda args: args.enable_lora is False,
+        "remove it: --elora is about LoRA",
+    ),
+    Refusal(
+        "--experts-shared-outer-loras", _on("experts_shared_outer_loras"), "remove it: no LoRA on experts"
+    ),
     Refusal("--lora-use-virtual-experts", _on("lora_use_virtual_experts"), "remove it: no LoRA on experts"),
     Refusal("--enable-streaming-session", _on("enable_streaming_session"), "remove it"),
     Refusal("--enable-session-radix-cache", _on("enable_session_radix_cache"), "remove it"),
-    Refusal("--disable-radix-cache", _on("disable_radix_cache"), "remove it: adapters live in the radix tree"),
+    Refusal(
+        "--disable-radix-cache", _on("disable_radix_cache"), "remove it: adapters live in the radix tree"
+    ),
     Refusal(
         "--radix-cache-backend",
         _other_than("radix_cache_backend", None, "elora"),
@@ -142,7 +158,9 @@ def _is_hybrid(model: Any) -> bool:
 
 def _is_mixture_of_experts(model: Any) -> bool:
     text = model.hf_text_config
-    return any((getattr(text, name, None) or 0) > 1 for name in _EXPERTS if _is_number(getattr(text, name, None)))
+    return any(
+        (getattr(text, name, None) or 0) > 1 for name in _EXPERTS if _is_number(getattr(text, name, None))
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -153,7 +171,9 @@ _OTHER_MODEL = "serve it without --elora"
 
 MODELS: tuple[Refusal, ...] = (
     Refusal("a model with multi-head latent attention (MLA)", _is_mla, _OTHER_MODEL),
-    Refusal("a model with hybrid sliding-window attention (SWA)", lambda m: bool(m.is_hybrid_swa), _OTHER_MODEL),
+    Refusal(
+        "a model with hybrid sliding-window attention (SWA)", lambda m: bool(m.is_hybrid_swa), _OTHER_MODEL
+    ),
     Refusal("a model with Mamba or linear attention layers", _is_hybrid, _OTHER_MODEL),
     Refusal("a mixture-of-experts (MoE) model", _is_mixture_of_experts, _OTHER_MODEL),
 )
