@@ -26,7 +26,7 @@ PATCHES = (
         why="adapters of --lora-paths are checked before anything starts, and identified by their content",
         upstream="https://github.com/sgl-project/sglang/issues/25351",
         remove_when="SGLang identifies adapters by content",
-        process=Process.MAIN,
+        process=Process.TOKENIZER,
     ),
     Patch(
         name="adapter_registry",

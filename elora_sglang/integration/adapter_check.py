@@ -102,21 +102,19 @@ def check(
     files: AdapterFiles,
     base: BaseModelShape,
     *,
-    max_lora_rank: int | None = None,
     target_modules: Iterable[str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> CheckedAdapter:
     """Accept ``files`` for this base model, or say what is wrong. Mutates nothing.
 
     Args:
-        max_lora_rank: largest LoRA rank the server was started for, None for any.
         target_modules: modules the server was started for; None or {"all"} for any.
         dtype: dtype the weights will be served in; values that overflow in it are a fault.
 
     Raises:
         AdapterError: with the file, the fault and what to do.
     """
-    _check_config(files, base, max_lora_rank)
+    _check_config(files, base)
     modules = adapted_modules(files, base)
     _check_declared(files, base, modules, target_modules)
     for name, tensor in files.tensors.items():
@@ -124,7 +122,7 @@ def check(
     return CheckedAdapter({**files.config, "target_modules": modules}, files.tensors, files.version())
 
 
-def _check_config(files: AdapterFiles, base: BaseModelShape, max_lora_rank: int | None) -> None:
+def _check_config(files: AdapterFiles, base: BaseModelShape) -> None:
     config, file = files.config, files.config_file
     kind = config.get("peft_type")
     if str(kind).upper() != "LORA":
@@ -148,9 +146,6 @@ def _check_config(files: AdapterFiles, base: BaseModelShape, max_lora_rank: int 
             raise AdapterError(
                 file, f"LoRA rank {where} is {lora_rank!r}, not a positive integer", f"Mend {where}."
             )
-        if max_lora_rank is not None and lora_rank > max_lora_rank:
-            fault = f"LoRA rank {lora_rank} is above --max-lora-rank {max_lora_rank}"
-            raise AdapterError(file, fault, "Start the server with a higher one, or without the flag.")
     for where, alpha in _values(files, "lora_alpha", "alpha_pattern"):
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
             raise AdapterError(file, f"{where} is {alpha!r}, not a finite number", f"Mend {where}.")

@@ -122,12 +122,10 @@ class AdapterLifecycle:
         return self._result(fault)
 
     def _check(self, files: AdapterFiles) -> CheckedAdapter:
-        lora = get_lora()
         return check(
             files,
             self.base,
-            max_lora_rank=lora.max_lora_rank,
-            target_modules=lora.lora_target_modules,
+            target_modules=get_lora().lora_target_modules,
             dtype=self.manager.model_config.dtype,
         )
 
@@ -167,17 +165,6 @@ class AdapterLifecycle:
     def _check_name(self, name: str) -> None:
         if (wrong := check_new_name(name, self.manager.served_model_name)) is not None:
             raise AdapterError(repr(name), f"this adapter name {wrong}", "Choose another name.")
-        most = get_lora().max_loaded_loras
-        if (
-            most is not None
-            and name not in self.registry.names
-            and self.registry.num_registered_loras >= most
-        ):
-            raise AdapterError(
-                repr(name),
-                f"{most} adapters are loaded, the most that --max-loaded-loras allows",
-                "Unload one first.",
-            )
 
     def _leave(self, ref: LoRARef) -> asyncio.Task[str | None]:
         """Start the end of a version that no new request can get."""

@@ -13,6 +13,7 @@ from elora_sglang.integration.adapter_check import BaseModelShape, adapted_modul
 from elora_sglang.integration.adapter_files import AdapterError, AdapterFiles, parse_safetensors, read_folder
 from elora_sglang.integration.adapter_files_tensors import TENSORS, from_tensors
 from elora_sglang.integration.adapter_lifecycle import STILL_RUNNING, is_version
+from elora_sglang.integration.verify import Refused
 
 if TYPE_CHECKING:
     from sglang.srt.lora.lora_manager import LoRAManager
@@ -122,12 +123,12 @@ def _pinned(manager: LoRAManager) -> Iterator[tuple[str, LoRARef]]:
 
 
 def check_start_adapters(result: None, scheduler: Scheduler) -> None:
-    """AFTER ``Scheduler.init_lora_overlap_loader``: the same limits for --lora-paths, now that a pool exists."""
+    """AFTER ``Scheduler.init_lora_overlap_loader``: the limits for --lora-paths, now that a pool exists."""
     manager = scheduler.tp_worker.model_runner.lora_manager
     for ref in manager.lora_refs.values():
         fault = room_fault(manager, ref, scheduler.max_total_num_tokens, scheduler.page_size)
         if fault is not None:
-            raise SystemExit(f"elora: {fault}")
+            raise Refused(fault)
 
 
 def unload(

@@ -12,6 +12,7 @@ from elora_sglang.integration.adapter_check import BaseModelShape, check
 from elora_sglang.integration.adapter_files import AdapterError, read_folder, resolve_path
 from elora_sglang.integration.adapter_lifecycle import version_id
 from elora_sglang.integration.adapter_names import check_new_name
+from elora_sglang.integration.verify import Refused
 
 
 def version_start_adapters(original: Any, server_args: Any) -> None:
@@ -20,7 +21,7 @@ def version_start_adapters(original: Any, server_args: Any) -> None:
     The ids depend on the order and the content only, so every node of a launch makes the same ones.
 
     Raises:
-        SystemExit: an adapter is broken; the line is the one that ``/load_lora_adapter`` would answer.
+        Refused: an adapter is broken; the line is the one that ``/load_lora_adapter`` would answer.
     """
     original(server_args)
     view = resolving_view(server_args)
@@ -29,7 +30,7 @@ def version_start_adapters(original: Any, server_args: Any) -> None:
     try:
         refs = _versioned(list(view.lora_paths), view, model_config_of(server_args))
     except AdapterError as error:
-        raise SystemExit(f"elora: {error}") from error
+        raise Refused(str(error)) from error
     declare_resolution(server_args, "elora: adapter versions", lora_paths=refs)
 
 
@@ -47,7 +48,6 @@ def _versioned(refs: list[LoRARef], view: Any, model_config: Any) -> list[LoRARe
         checked = check(
             read_folder(path),
             base,
-            max_lora_rank=view.max_lora_rank,
             target_modules=view.lora_target_modules,
             dtype=model_config.dtype,
         )
