@@ -1,4 +1,4 @@
-"""``python -m elora_sglang.eval COMMAND``: a command is a module of this folder with ``register(subparsers)``."""
+"""``python -m elora_sglang.eval COMMAND``: a command is a module here with ``register(subparsers)``."""
 
 from __future__ import annotations
 

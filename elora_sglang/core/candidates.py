@@ -8,16 +8,16 @@ from elora_sglang.core.node import Node
 from elora_sglang.core.policy import Policy
 
 # Below this many entries compaction is not worth its pass.
-_SMALL = 64
+SMALL = 64
 
 
 class Candidates:
     """Keeps at least one entry for every candidate; entries may be out of date.
 
     A node that is used again, locked or given a child leaves its entry where it is. Only :meth:`pop` looks
-    whether an entry is still right, and drops it or pushes it back with today's priority. Priorities that only
-    rise by use make this exact: an entry is never above its node's priority. Each push pays for one pop, so
-    all operations are O(log n) amortised, and locking a hot path touches no heap at all.
+    whether an entry is still right, and drops it or pushes it back with today's priority. Priorities that
+    only rise by use make this exact: an entry is never above its node's priority. Each push pays for one
+    pop, so all operations are O(log n) amortised, and locking a hot path touches no heap at all.
     """
 
     __slots__ = ("_heap", "_policy")
@@ -66,7 +66,7 @@ class Candidates:
 
     def compact(self, nodes: int) -> None:
         """Drop outdated entries once they outnumber the tree's ``nodes``: the heap stays O(nodes)."""
-        if len(self._heap) <= 2 * nodes + _SMALL:
+        if len(self._heap) <= 2 * nodes + SMALL:
             return
         live = {
             node.id: node for queued, _, node in self._heap if node.queued == queued and node.is_candidate

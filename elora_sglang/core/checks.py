@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from elora_sglang.core.candidates import SMALL
 from elora_sglang.core.errors import InvariantError
 from elora_sglang.core.node import Node
 
@@ -29,132 +30,106 @@ def check_tree(tree: DependencyTree, payload_slots: PayloadSlots | None = None) 
         _check_owners(tree, nodes, payload_slots)
 
 
-def _require(holds: bool, rule: str, what: str) -> None:
-    if not holds:
-        raise InvariantError(f"{rule}: {what}")
+def _fail(rule: str, what: str) -> NoReturn:
+    raise InvariantError(f"{rule}: {what}")
 
 
 def _check_structure(tree: DependencyTree, nodes: list[Node]) -> None:
-    _require(
-        len({node.id for node in nodes}) == len(nodes), "I1", "a node is reachable twice, or two share an id"
-    )
-    _require(
-        tree.base.resident and tree.base.size == 0, "I1", "the base model's node must be resident and empty"
-    )
-    _require(tree.adapter(None) is tree.base, "I1", "the base model's node left the tree")
+    if len({node.id for node in nodes}) != len(nodes):
+        _fail("I1", "a node is reachable twice, or two share an id")
+    if not tree.base.resident or tree.base.size or tree.adapter(None) is not tree.base:
+        _fail("I1", "the base model's node must be in the tree, resident and empty")
     for node in nodes:
         for key, child in node.children.items():
-            _require(
-                child.parent is node and child.key == key, "I1", f"{child!r} does not belong where it hangs"
-            )
+            if child.parent is not node or child.key != key:
+                _fail("I1", f"{child!r} does not belong where it hangs")
         if node.kind == "root":
-            _require(node is tree.root and node.parent is None, "I1", f"{node!r} is a second root")
+            if node is not tree.root or node.parent is not None:
+                _fail("I1", f"{node!r} is a second root")
         elif node.kind == "adapter":
-            _require(
-                node.parent is tree.root and node.adapter is node, "I1", f"{node!r} must hang below the root"
-            )
-            _require((node.id in tree._doomed) == node.doomed, "I1", f"{node!r} and the doomed list disagree")
-            _require(
-                not node.doomed or node.locks > 0, "I1", f"{node!r} is doomed and unlocked, it must be gone"
-            )
-            _require(
-                node.resident == (node.payload is not None) or node is tree.base, "I1", f"{node!r}: payload"
-            )
+            _check_adapter(tree, node)
         else:
             _check_kv(tree, node)
+
+
+def _check_adapter(tree: DependencyTree, node: Node) -> None:
+    if node.parent is not tree.root or node.adapter is not node:
+        _fail("I1", f"{node!r} must hang below the root")
+    if (node.id in tree._doomed) != node.doomed:
+        _fail("I1", f"{node!r} and the list of doomed adapters disagree")
+    if node.doomed and not node.locks:
+        _fail("I1", f"{node!r} is doomed and unlocked, it must be gone")
+    if node.resident != (node.payload is not None) and node is not tree.base:
+        _fail("I1", f"{node!r} has the payload {node.payload!r}")
 
 
 def _check_kv(tree: DependencyTree, node: Node) -> None:
     parent = node.parent
     assert parent is not None  # it was reached through its parent's children, which name it
-    _require(parent.kind != "root", "I1", f"{node!r} hangs below the root")
-    _require(node.resident and node.payload is not None, "I1", f"{node!r} is in the tree but not resident")
-    _require(parent.resident, "I1", f"{node!r} is resident, {parent!r} above it is not")
-    _require(node.adapter is parent.adapter, "I1", f"{node!r} names another adapter than its parent")
-    size, page = node.size, tree.page_size
-    _require(
-        size == len(node.tokens) > 0 and size % page == 0, "I1", f"{node!r} is not whole pages of its tokens"
-    )
-    key = tree._key(node.tokens, 0, None)
+    if parent.kind == "root":
+        _fail("I1", f"{node!r} hangs below the root")
+    if not node.resident or node.payload is None:
+        _fail("I1", f"{node!r} is in the tree but not resident")
+    if not parent.resident:
+        _fail("I1", f"{node!r} is resident, {parent!r} above it is not")
+    if node.adapter is not parent.adapter:
+        _fail("I1", f"{node!r} names another adapter than its parent")
+    if node.size != len(node.tokens) or not node.size or node.size % tree.page_size:
+        _fail("I1", f"{node!r} is not whole pages of its {len(node.tokens)} tokens")
     has_namespace = parent.kind == "adapter" and isinstance(node.key, tuple)
-    _require(
-        (node.key[1] if has_namespace else node.key) == key, "I1", f"{node!r} has another key than its tokens"
-    )
+    if (node.key[1] if has_namespace else node.key) != tree._key(node.tokens, 0, None):
+        _fail("I1", f"{node!r} has another key than its tokens")
 
 
 def _check_locks(nodes: list[Node]) -> None:
     for node in nodes:
         below = sum(child.locks for child in node.children.values())
-        _require(node.locks >= 0, "I4", f"{node!r} has a negative lock count")
-        _require(
-            node.kind == "root" or node.locks >= below,
-            "I4",
-            f"{node!r} has fewer locks than its children, {below}",
-        )
+        if node.locks < 0:
+            _fail("I4", f"{node!r} has a negative lock count")
+        if node.kind != "root" and node.locks < below:
+            _fail("I4", f"{node!r} has fewer locks than its children, {below}")
 
 
 def _check_sizes(tree: DependencyTree, nodes: list[Node]) -> None:
     resident = [node for node in nodes if node.resident]
     evictable = sum(node.size for node in resident if not node.locks and not node.pinned)
-    protected = sum(node.size for node in resident) - evictable
     waiting = sum(victim.size for victim in tree._orphans)
-    _require(
-        tree._orphan_size == waiting, "I2", f"{waiting} slots wait for collection, not {tree._orphan_size}"
-    )
-    _require(
-        tree.evictable_size == evictable + waiting,
-        "I2",
-        f"evictable_size is {tree.evictable_size}, the nodes add up to {evictable} and {waiting} wait",
-    )
-    _require(
-        tree.protected_size == protected,
-        "I2",
-        f"protected_size is {tree.protected_size}, the nodes add up to {protected}",
-    )
-    kv = sum(node.kind == "kv" for node in nodes)
-    _require(tree.counts()["kv"] == kv, "I2", f"counts {tree.counts()['kv']} KV nodes, has {kv}")
-    pinned = sum(node.size for node in nodes if node.pinned)
-    _require(
-        tree.pinned_size() == pinned,
-        "I2",
-        f"pinned_size is {tree.pinned_size()}, the nodes add up to {pinned}",
-    )
+    found = {
+        "evictable_size": (tree.evictable_size, evictable + waiting),
+        "protected_size": (tree.protected_size, sum(node.size for node in resident) - evictable),
+        "pinned_size": (tree.pinned_size(), sum(node.size for node in nodes if node.pinned)),
+        "size of uncollected victims": (tree._orphan_size, waiting),
+        "number of KV nodes": (tree.counts()["kv"], sum(node.kind == "kv" for node in nodes)),
+    }
+    for name, (counted, added_up) in found.items():
+        if counted != added_up:
+            _fail("I2", f"{name} is {counted}, the nodes add up to {added_up}")
 
 
 def _check_candidates(tree: DependencyTree, nodes: list[Node]) -> None:
     entries = tree._candidates.entries()
-    lowest: dict[int, float] = {}
-    for priority, id, node in entries:
-        if node.queued == priority:
-            lowest[id] = priority
+    current = {id for priority, id, node in entries if node.queued == priority}
     for node in nodes:
-        if node.queued is not None:
-            _require(node.id in lowest, "candidates", f"{node!r} believes it is queued, but has no entry")
-        if node.is_candidate and not node.doomed:
-            _require(node.id in lowest, "candidates", f"{node!r} could be evicted, but has no entry")
-            _require(
-                lowest[node.id] <= tree.policy.priority(node),
-                "candidates",
-                f"{node!r} is queued at {lowest[node.id]}, above its priority {tree.policy.priority(node)}",
-            )
-    bound = 2 * tree.nodes + 64
-    _require(
-        len(entries) <= bound, "candidates", f"{len(entries)} entries for {tree.nodes} nodes, at most {bound}"
-    )
+        if node.queued is not None and node.id not in current:
+            _fail("candidates", f"{node!r} believes it is queued, but has no entry")
+        if node.is_candidate and node.queued is None:
+            _fail("candidates", f"{node!r} could be evicted, but has no entry")
+        if node.is_candidate and node.queued is not None and node.queued > tree.policy.priority(node):
+            _fail("candidates", f"{node!r} is queued at {node.queued}, above {tree.policy.priority(node)}")
+    bound = 2 * tree.nodes + SMALL
+    if len(entries) > bound:
+        _fail("candidates", f"{len(entries)} entries for {tree.nodes} nodes, at most {bound}")
 
 
 def _check_owners(tree: DependencyTree, nodes: list[Node], payload_slots: PayloadSlots) -> None:
-    owners: dict[int, int] = {}
-    payloads = [
-        (node.id, node.size, node.payload) for node in nodes if node.resident and node.payload is not None
-    ]
+    payloads = [(node.id, node.size, node.payload) for node in nodes if node.payload is not None]
     payloads += [(victim.node_id, victim.size, victim.payload) for victim in tree._orphans]
+    owners: dict[int, int] = {}
     for id, size, payload in payloads:
         slots = [int(slot) for slot in payload_slots(payload)]
-        _require(len(slots) == size, "I3", f"node {id} has {size} slots, its payload {len(slots)}")
+        if len(slots) != size:
+            _fail("I3", f"node {id} has {size} slots, its payload {len(slots)}")
         for slot in slots:
-            owner = owners.setdefault(slot, id)
-            _require(owner == id, "I3", f"slot {slot} belongs to node {owner} and to node {id}")
-    # A payload that names a slot twice has one owner, but the pool would hand the slot out twice.
-    total = sum(size for _, size, _ in payloads)
-    _require(len(owners) == total, "I3", f"{total} slots are claimed, only {len(owners)} are different ones")
+            if slot in owners:
+                _fail("I3", f"slot {slot} belongs to node {owners[slot]} and to node {id}")
+            owners[slot] = id

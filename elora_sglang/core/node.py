@@ -17,11 +17,11 @@ class Node:
     Attributes:
         id: unique in its tree, in order of creation, never reused. Breaks all ties.
         kind: ``"root"``, ``"adapter"`` or ``"kv"``.
-        key: the key in ``parent.children``. Adapter: its name in the tree (``None``: base model). KV: its first
-            page, paired with the namespace directly below an adapter.
+        key: the key in ``parent.children``. Adapter: its name in the tree (``None``: base model). KV: its
+            first page, paired with the namespace directly below an adapter.
         tokens: the node's tokens (KV), whole pages; empty otherwise.
         size: pool slots the node takes while resident.
-        payload: what the runtime keeps for the node (a slot tensor); opaque here. ``None`` while not resident.
+        payload: what the runtime keeps for the node (a slot tensor); opaque. ``None`` while not resident.
         parent: ``None`` for the root and for nodes that have left the tree.
         adapter: the adapter above a KV node, an adapter itself, ``None`` for the root.
         locks: how many locks pin the node, its descendants' included.

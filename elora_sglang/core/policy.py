@@ -17,8 +17,8 @@ from elora_sglang.core.node import Node
 class Policy(Protocol):
     """Ranks the nodes that eviction may take. Told of every event; must be a pure function of them.
 
-    No clock, no randomness, no iteration order of sets: every tensor-parallel rank must rank alike. The tree has
-    updated a node's ``last_tick`` and ``visits`` before it reports the event.
+    No clock, no randomness, no iteration order of sets: every tensor-parallel rank must rank alike. The tree
+    has updated a node's ``last_tick`` and ``visits`` before it reports the event.
     """
 
     def priority(self, node: Node) -> float:

@@ -83,7 +83,7 @@ class TreeStructure:
     # -- reading ----------------------------------------------------------------------------------
 
     def adapter(self, key: str | None) -> Node | None:
-        """The adapter registered under ``key`` (``None``: the base model), or ``None``. Never a doomed one."""
+        """The adapter registered under ``key`` (``None``: the base model), if any. Never a doomed one."""
         return self.root.children.get(key)
 
     def adapters(self) -> list[Node]:
@@ -110,7 +110,7 @@ class TreeStructure:
         return nodes
 
     def walk(self, start: Node | None = None) -> Iterator[Node]:
-        """``start`` and all below it, parents first; without ``start`` the whole tree, doomed branches included.
+        """``start`` and all below it, parents first; by default the whole tree, doomed branches included.
 
         The tree must not change meanwhile.
         """
@@ -150,6 +150,18 @@ class TreeStructure:
         return "\n".join(lines)
 
     # -- keys and the walk ------------------------------------------------------------------------
+
+    def split_at(self, adapter: Node, tokens: array[int], namespace: Hashable, at: int) -> Node:
+        """Make a node end after ``tokens[:at]``, which must be resident; a structural change only.
+
+        Eviction can then take what comes behind without what comes before. Returns that node.
+        """
+        self._require_adapter(adapter)
+        if self._descend(adapter, tokens, self._pages(tokens, at), namespace, cut=False)[1] != at:
+            raise InvariantError(
+                f"cannot split below {adapter!r}: its first {at} tokens are not all resident"
+            )
+        return self._descend(adapter, tokens, at, namespace, touch=False)[0]
 
     def _require_adapter(self, node: Node) -> None:
         if node.kind != "adapter" or node.parent is None or node.doomed:

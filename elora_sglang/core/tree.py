@@ -1,8 +1,8 @@
 """The dependency tree: root → adapter → KV, all in one pool of slots.
 
-KV hangs below the adapter it was computed under, so locking a KV node pins its adapter, and eviction, which
-takes only nodes without resident children, can never leave KV without its adapter or its prefix. The tree owns
-structure and sizes; slots and bytes belong to the runtime, which the tree reaches through
+KV hangs below the adapter it was computed under, so locking a KV node pins its adapter, and eviction,
+which takes only nodes without resident children, can never leave KV without its adapter or its prefix. The
+tree owns structure and sizes; slots and bytes belong to the runtime, which the tree reaches through
 :class:`PayloadOps` only. Time is a counter of operations.
 """
 
@@ -133,8 +133,8 @@ class DependencyTree(TreeStructure):
     ) -> Insert:
         """Put the KV of ``tokens[:length]`` below ``adapter``; ``payload`` covers at least these tokens.
 
-        The tree keeps only the payload of the whole pages that were missing; slots ``[0, matched)`` and any part page stay the
-        caller's. Uses the path, but counts no visit.
+        The tree keeps only the payload of the whole pages that were missing; slots ``[0, matched)`` and any
+        part page stay the caller's. Uses the path, but counts no visit.
 
         Raises:
             InvariantError: the adapter is not resident, or was unloaded.
@@ -157,18 +157,6 @@ class DependencyTree(TreeStructure):
             self._offer(node)
         self.policy.on_access(node)
         return Insert(node, matched)
-
-    def split_at(self, adapter: Node, tokens: array[int], namespace: Hashable, at: int) -> Node:
-        """Make a node end after ``tokens[:at]``, which must be resident; a structural change only.
-
-        Eviction can then take what comes behind without what comes before. Returns that node.
-        """
-        self._require_adapter(adapter)
-        if self._descend(adapter, tokens, self._pages(tokens, at), namespace, cut=False)[1] != at:
-            raise InvariantError(
-                f"cannot split below {adapter!r}: its first {at} tokens are not all resident"
-            )
-        return self._descend(adapter, tokens, at, namespace, touch=False)[0]
 
     # -- locks ----------------------------------------------------------------------------------
 
@@ -290,7 +278,7 @@ class DependencyTree(TreeStructure):
         return victim
 
     def _remove(self, node: Node) -> list[Victim]:
-        # The node of a doomed branch goes for good; an adapter that was not resident has nothing to give back.
+        # The node of a doomed branch goes for good; an adapter that was not resident gives nothing back.
         victims = [self._leave(node)] if node.resident else []
         if node.kind == "adapter":
             self._detach(node)
@@ -318,5 +306,5 @@ class DependencyTree(TreeStructure):
         self.policy.on_reset()
 
     def check(self, payload_slots: Callable[[Any], Iterable[int]] | None = None) -> None:
-        """Walk the whole tree and raise :class:`InvariantError` at the first broken rule; see :mod:`.checks`."""
+        """Walk the whole tree and raise :class:`InvariantError` at the first broken rule (:mod:`.checks`)."""
         check_tree(self, payload_slots)

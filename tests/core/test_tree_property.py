@@ -1,0 +1,66 @@
+"""Random lives of the tree against the naive model: 10^5 operations by default.
+
+    ELORA_TREE_OPS=1000000 python -m pytest -q tests/core/test_tree_property.py
+
+runs 10^6 (about six minutes); ``ELORA_TREE_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from tree_driver import Driver
+
+from elora_sglang.core.policy import create_policy, policy_names
+
+OPERATIONS = int(os.environ.get("ELORA_TREE_OPS", "100000"))
+SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+SHAPES = [(1, 60), (1, 200), (16, 60 * 16), (16, 200 * 16)]
+CHECK_EVERY = 40
+
+
+@pytest.mark.parametrize(("page_size", "pool"), SHAPES)
+@pytest.mark.timeout(3600)
+def test_random_life_equals_the_naive_model(page_size: int, pool: int) -> None:
+    policies = policy_names()
+    for policy in policies:
+        name = f"{SEED}/{page_size}/{pool}/{policy}"
+        print(f"seed {name}")
+        rng = random.Random(name)
+        driver = Driver(page_size, create_policy(policy), is_lru=policy == "lru", pool=pool)
+        share = OPERATIONS // len(SHAPES) // len(policies)
+        for step in range(share):
+            try:
+                driver.step(rng)
+                if step % CHECK_EVERY == 0:
+                    driver.check()
+            except Exception as error:
+                error.add_note(f"seed {name}, step {step}; repeat with ELORA_TREE_SEED={SEED}")
+                raise
+        # A life in which nothing had to leave would prove little.
+        assert min(driver.evicted.values()) >= share // 200, driver.evicted
+
+
+class TreeLife(RuleBasedStateMachine):
+    """The same operations, chosen by hypothesis, which shrinks a failing life to its shortest form."""
+
+    @initialize(page_size=st.sampled_from([1, 16]), policy=st.sampled_from(policy_names()))
+    def start(self, page_size: int, policy: str) -> None:
+        self.driver = Driver(page_size, create_policy(policy), is_lru=policy == "lru", pool=40 * page_size)
+
+    @rule(name=st.sampled_from([name for name, _ in Driver.OPERATIONS]), seed=st.integers(0, 2**16))
+    def operate(self, name: str, seed: int) -> None:
+        getattr(self.driver, name)(random.Random(seed))
+        self.driver.compare()
+        self.driver.check()
+
+
+TestTreeLife = TreeLife.TestCase
+TestTreeLife.settings = settings(
+    max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
