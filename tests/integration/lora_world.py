@@ -21,9 +21,12 @@ from sglang.srt.layers.linear import (
     _LogicalGroup,
 )
 from sglang.srt.lora import layers as lora_layers
+from sglang.srt.lora.backend.torch_backend import TorchNativeLoRABackend
 from sglang.srt.lora.lora import LoRAAdapter
 from sglang.srt.lora.lora_config import LoRAConfig
+from sglang.srt.lora.mem_pool import LoRAMemoryPool
 from sglang.srt.lora.utils import LoRAType, get_target_module_name
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 
 from elora_sglang.integration.lora_backend import EloraLoRABackend
@@ -88,15 +91,21 @@ def tp_shard(tp_rank: int, tp_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _no_pinning() -> Iterator[None]:
+def no_pinning() -> Iterator[None]:
     """SGLang's LoRA layers pin small tensors unconditionally, which needs a GPU driver."""
-    real = torch.tensor
 
-    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
-        kwargs.pop("pin_memory", None)
-        return real(*args, **kwargs)
+    def unpinned(make: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            kwargs.pop("pin_memory", None)
+            return make(*args, **kwargs)
 
-    with mock.patch.object(torch, "tensor", tensor), mock.patch.object(torch.Tensor, "pin_memory", lambda self: self):
+        return call
+
+    with (
+        mock.patch.object(torch, "tensor", unpinned(torch.tensor)),
+        mock.patch.object(torch, "zeros", unpinned(torch.zeros)),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda self: self),
+    ):
         yield
 
 
@@ -139,16 +148,17 @@ class ToyModel(torch.nn.Module):
 
 @dataclass
 class World:
-    """One tp rank's view: model, wrapped layers, memory pool, backend."""
+    """One tp rank's view: model, wrapped layers, memory pool, backend; stock ones for comparison."""
 
     shape: Shape
     model: ToyModel
-    pool: EloraLoRAMemoryPool
+    pool: Any
     manager: SimpleNamespace
+    stock: bool = False
     kv: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default=([], []))
 
     def add(self, lora_id: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LoRAAdapter:
-        """Read an adapter the way SGLang does, with our normalisation around stock's."""
+        """Read an adapter the way SGLang does; with our normalisation around stock's unless all is stock."""
         adapter = LoRAAdapter(
             lora_id,
             LoRAConfig.from_dict(config),
@@ -157,8 +167,9 @@ class World:
             self.manager.lora_backend,
             base_model=self.model,
         )
-        stock = LoRAAdapter._normalize_weights
-        with mock.patch.object(LoRAAdapter, "_normalize_weights", lambda self: normalize_weights(stock, self)):
+        original = LoRAAdapter._normalize_weights
+        ours = original if self.stock else lambda adapter: normalize_weights(original, adapter)
+        with mock.patch.object(LoRAAdapter, "_normalize_weights", ours):
             adapter.initialize_weights_from_tensors(dict(tensors))
         self.manager.loras[lora_id] = adapter
         self.manager.lora_refs[lora_id] = SimpleNamespace(pinned=False, lora_path=None)
@@ -170,19 +181,26 @@ class World:
     def batch(self, requests: list[tuple[str | None, int]]) -> None:
         """Make (adapter, rows) requests the current batch, through SGLang's own sequence of calls."""
         ids = [lora_id for lora_id, _ in requests]
-        self.pool.prepare_lora_batch(set(ids), self.manager.loras, self.manager.lora_modules, {}, None, None)
+        with no_pinning():
+            self.pool.prepare_lora_batch(
+                set(ids), self.manager.loras, self.manager.lora_modules, {}, None, None
+            )
         ranks, scalings = [0] * self.pool.max_loras_per_batch, [0.0] * self.pool.max_loras_per_batch
         for lora_id in filter(None, ids):
             index = self.pool.get_buffer_id(lora_id)
             ranks[index] = self.manager.loras[lora_id].config.r
             scalings[index] = self.manager.loras[lora_id].scaling
+        lengths = [rows for _, rows in requests]
         forward = SimpleNamespace(
             batch_size=len(requests),
-            extend_seq_lens_cpu=[rows for _, rows in requests],
-            forward_mode=SimpleNamespace(is_extend_without_speculative=lambda: True),
+            extend_seq_lens_cpu=lengths,
+            extend_seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            forward_mode=ForwardMode.EXTEND,
         )
         backend = self.manager.lora_backend
-        backend.prepare_lora_batch(forward, [self.pool.uid_to_buffer_id[i] for i in ids], ranks, scalings, False)
+        indices = [self.pool.uid_to_buffer_id[i] for i in ids]
+        with no_pinning():
+            backend.prepare_lora_batch(forward, indices, ranks, scalings, False)
         backend.batch_info.has_active_lora = any(ids)
 
 
@@ -195,15 +213,20 @@ def make_world(
     slots: int = 4096,
     tp: tuple[int, int] = (0, 1),
     max_loras: int = 32,
+    stock: bool = False,
 ) -> World:
     """Build one tp rank (``tp`` = (tp_rank, tp_size)) with a KV pool of ``slots`` slots.
 
-    ``kv_dtype`` is the KV pool's type as configured; fp8 is stored as uint8, like in SGLang.
+    ``kv_dtype`` is the KV pool's type as configured; fp8 is stored as uint8, like in SGLang. ``stock``:
+    the same with SGLang's own slot buffers (LoRA rank up to 64) and ``torch_native`` backend.
     """
     shape = shape or Shape()
-    with tp_shard(*tp), _no_pinning():
+    with tp_shard(*tp), no_pinning():
         model = ToyModel(shape, dtype)
-        backend = EloraLoRABackend(max_loras, torch.device("cpu"))
+        backend_class, pool_class = (
+            (TorchNativeLoRABackend, LoRAMemoryPool) if stock else (EloraLoRABackend, EloraLoRAMemoryPool)
+        )
+        backend = backend_class(max_loras, torch.device("cpu"))
         wrapped: list[dict[str, Any]] = [{} for _ in range(shape.layers)]
         for index, decoder in enumerate(model.model.layers):
             for parent in ("self_attn", "mlp"):
@@ -211,11 +234,11 @@ def make_world(
                     layer = lora_layers.get_lora_layer(module, backend)
                     setattr(getattr(decoder, parent), name, layer)
                     wrapped[index][f"model.layers.{index}.{parent}.{name}"] = layer
-        pool = EloraLoRAMemoryPool(
+        pool = pool_class(
             base_hf_config=model.config,
             max_loras_per_batch=max_loras,
             dtype=dtype,
-            max_lora_rank=4,
+            max_lora_rank=64 if stock else 4,
             target_modules=set(MODULES),
             base_model=model,
             eviction_policy="lru",
@@ -228,9 +251,10 @@ def make_world(
                     pool.get_tensor(target, index, LoRAType.LORA_A), pool.get_tensor(target, index, LoRAType.LORA_B)
                 )
     manager = SimpleNamespace(loras={}, lora_refs={}, lora_modules=wrapped, lora_backend=backend)
-    pool.attach(manager)
-    world = World(shape, model, pool, manager)
-    bind_kv(world, kv_dtype or dtype, page_size, slots, max(1, shape.kv_heads // tp[1]))
+    world = World(shape, model, pool, manager, stock)
+    if not stock:
+        pool.attach(manager)
+        bind_kv(world, kv_dtype or dtype, page_size, slots, max(1, shape.kv_heads // tp[1]))
     return world
 
 
