@@ -1,0 +1,225 @@
+"""``python -m elora_sglang doctor [--json]``: would a server with ``--elora`` start here, and if not, why?
+
+Looks at versions, entry points, the platform, the folder it is started from, and at every patch record against
+the installed SGLang. Starts nothing and changes nothing; exit status 0, or 1 with the reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import platform
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import elora_sglang
+
+_PACKAGES = ("sglang", "torch", "transformers", "peft")
+_ENTRY_POINTS = {
+    ("sglang.srt.plugins", "elora"): "elora_sglang.integration.plugin:register",
+    ("sglang.srt.platforms", "elora_cpu"): "elora_sglang.platform:activate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HookReport:
+    """One patch record against the installed SGLang."""
+
+    name: str
+    target: str
+    kind: str
+    process: str
+    when: str
+    target_found: bool
+    signature_ok: bool
+    hash_ok: bool
+    would_apply: bool
+    problem: str
+
+
+@dataclasses.dataclass
+class Report:
+    """All that was found; ``reasons`` are faults, ``notes`` are not."""
+
+    versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    sglang_supported: str = ""
+    sglang_in_range: bool = False
+    platform: str | None = None
+    device: str | None = None
+    entry_points: dict[str, bool] = dataclasses.field(default_factory=dict)
+    kernels_package: str | None = None
+    hooks: list[HookReport] = dataclasses.field(default_factory=list)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def examine() -> Report:
+    """Look at everything; never raises for what is wrong with the installation."""
+    report = Report()
+    _versions(report)
+    _kernels(report)
+    _entry_points(report)
+    if report.sglang_in_range:
+        _platform(report)
+        _hooks(report)
+    return report
+
+
+def _versions(report: Report) -> None:
+    from packaging.specifiers import SpecifierSet
+
+    from elora_sglang.patches.base import SUPPORTED_SGLANG
+
+    report.versions = {"elora-sglang": elora_sglang.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            report.versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            report.versions[name] = None
+    report.sglang_supported = SUPPORTED_SGLANG
+    version = report.versions["sglang"]
+    if version is None:
+        report.reasons.append(f"sglang is not installed; pip install 'sglang{SUPPORTED_SGLANG}'")
+        return
+    report.sglang_in_range = SpecifierSet(SUPPORTED_SGLANG).contains(version, prereleases=True)
+    if not report.sglang_in_range:
+        report.reasons.append(f"sglang {version} is not supported; pip install 'sglang{SUPPORTED_SGLANG}'")
+
+
+def _kernels(report: Report) -> None:
+    """SGLang and transformers import a PyPI package called ``kernels``; a folder of that name hides it."""
+    try:
+        files = metadata.files("kernels") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    installed = next((Path(str(f.locate())) for f in files if str(f) == "kernels/__init__.py"), None)
+    found = importlib.util.find_spec("kernels")
+    if found is None or found.origin is None:
+        report.kernels_package = None
+        if installed is not None:
+            report.reasons.append(
+                f"the package `kernels` is installed in {installed.parent} but cannot be imported"
+            )
+        else:
+            report.notes.append("the PyPI package `kernels` is not installed; SGLang serves without it")
+        return
+    report.kernels_package = str(Path(found.origin).parent)
+    if installed is None or Path(found.origin).resolve() != installed.resolve():
+        report.reasons.append(
+            f"`import kernels` finds {report.kernels_package}, which hides the PyPI package that SGLang and "
+            "transformers import; start from another folder or rename that one"
+        )
+
+
+def _entry_points(report: Report) -> None:
+    for (group, name), value in _ENTRY_POINTS.items():
+        found = [e for e in metadata.entry_points(group=group) if e.name == name]
+        registered = any(e.value == value for e in found)
+        report.entry_points[f"{group}: {name}"] = registered
+        if not registered:
+            report.reasons.append(
+                f"entry point {name} of {group} is not registered; pip install elora-sglang again"
+            )
+    allowed = _plugin_whitelist()
+    if allowed and "elora" not in allowed:
+        report.reasons.append(
+            "SGLANG_PLUGINS does not name elora, so SGLang will not load it; add it or unset it"
+        )
+
+
+def _plugin_whitelist() -> set[str]:
+    return {name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()}
+
+
+def _platform(report: Report) -> None:
+    try:
+        from sglang.srt.platforms import current_platform
+
+        report.platform = f"{type(current_platform).__module__}.{type(current_platform).__qualname__}"
+        report.device = str(getattr(current_platform, "device_name", None))
+    except Exception as error:
+        report.reasons.append(f"SGLang finds no platform: {type(error).__name__}: {error}")
+
+
+def _hooks(report: Report) -> None:
+    from elora_sglang.integration.verify import check_target
+    from elora_sglang.patches.base import discover
+
+    # SGLang registers classes with the multiprocessing of a scheduler; its own import order is the safe one.
+    try:
+        import sglang.srt.managers.scheduler  # noqa: F401
+    except Exception as error:
+        report.reasons.append(f"SGLang's scheduler cannot be imported: {type(error).__name__}: {error}")
+        return
+    for patch in discover():
+        state = check_target(patch)
+        report.hooks.append(
+            HookReport(
+                name=patch.name,
+                target=patch.target,
+                kind=patch.kind.value,
+                process=patch.process.value,
+                when=patch.when.value,
+                target_found=state.found,
+                signature_ok=state.signature_ok,
+                hash_ok=state.hash_ok,
+                would_apply=state.ok,
+                problem=state.problem,
+            )
+        )
+        if not state.ok:
+            report.reasons.append(f"hook {patch.name}: {state.problem}")
+        elif state.problem:
+            report.notes.append(f"hook {patch.name}: {state.problem}")
+
+
+def render(report: Report) -> str:
+    """The report for people."""
+    lines = [f"{name:14} {version or 'not installed'}" for name, version in report.versions.items()]
+    lines.append(f"{'':14} sglang {report.sglang_supported}: {'yes' if report.sglang_in_range else 'NO'}")
+    lines.append(f"{'platform':14} {report.platform or 'unknown'} (device {report.device or 'unknown'})")
+    lines.append(f"{'kernels':14} {report.kernels_package or 'not installed'}")
+    lines += [
+        f"{'entry point':14} {name}: {'yes' if ok else 'NO'}" for name, ok in report.entry_points.items()
+    ]
+    if report.hooks:
+        width = max(len(hook.name) for hook in report.hooks)
+        lines += ["", f"{'hook':{width}}  target  signature  source  applies"]
+    for hook in report.hooks:
+        marks = (hook.target_found, hook.signature_ok, hook.hash_ok, hook.would_apply)
+        found, signature, source, applies = ("yes" if mark else "NO" for mark in marks)
+        lines.append(f"{hook.name:{width}}  {found:6}  {signature:9}  {source:6}  {applies}")
+    lines += [f"\nnote: {note}" for note in report.notes]
+    lines += [f"\nfault: {reason}" for reason in report.reasons]
+    lines.append(
+        "\nready: --elora will start here" if not report.reasons else "\nnot ready: see the faults above"
+    )
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report; 0 when a server with ``--elora`` would start, else 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SGLang's imports, about hardware that is not here
+        report = examine()
+    if options.json:
+        data: dict[str, Any] = dataclasses.asdict(report)
+        print(json.dumps({"ok": not report.reasons, **data}, indent=1))
+    else:
+        print(render(report))
+    if report.reasons and options.json:
+        print(f"elora: {report.reasons[0]}", file=sys.stderr)
+    return 1 if report.reasons else 0
+
+
+def add_command(commands: Any) -> None:
+    """Add ``doctor`` to the subcommands of ``python -m elora_sglang``."""
+    parser = commands.add_parser("doctor", help="check this installation: versions, platform, every hook")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.set_defaults(run=run)
