@@ -1,0 +1,399 @@
+"""Adapters over HTTP, while serving: broken ones, unload, replace, tensors, pinned. One live server.
+
+The reference of every answer is the same adapter under a name that no test touches.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import live
+import pytest
+import torch
+from conftest import Demo
+from safetensors.torch import load_file, save, save_file
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PROMPT = "Write a short answer about the weather, the law and the database of the town, one after the other."
+POOL = 4000
+#: Adapters under their own names for the whole module.
+KEPT = ("sql", "french", "legal", "poetry")
+
+
+@pytest.fixture(scope="module")
+def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
+    flags = ("--elora", "--dtype", "float32", "--max-running-requests", "8", "--max-total-tokens", str(POOL))
+    with live.server(
+        demo.model,
+        *flags,
+        *("--stream-interval", "1", "--lora-paths", *demo.lora_paths(*KEPT)),
+        log_dir=tmp_path_factory.mktemp("lifecycle"),
+    ) as running:
+        yield running
+
+
+def load(server: live.LiveServer, name: str, path: Path, **fields: Any) -> live.Reply:
+    return server.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(path), **fields})
+
+
+def unload(server: live.LiveServer, name: str) -> live.Reply:
+    return server.post("/unload_lora_adapter", {"lora_name": name})
+
+
+def answer(server: live.LiveServer, name: str | None, prompt: str = PROMPT, tokens: int = 24) -> list[int]:
+    return list(server.generate(prompt, lora_path=name, max_new_tokens=tokens)["output_ids"])
+
+
+def cached(server: live.LiveServer, name: str | None, prompt: str = PROMPT) -> int:
+    return int(server.generate(prompt, lora_path=name, max_new_tokens=1)["meta_info"]["cached_tokens"])
+
+
+def state(server: live.LiveServer) -> dict[str, Any]:
+    internal = server.get("/server_info").json()["internal_states"][0]
+    return dict(internal["elora"])
+
+
+def copy_adapter(demo: Demo, name: str, folder: Path) -> Path:
+    shutil.copytree(demo.adapters[name], folder)
+    return folder
+
+
+class Stream:
+    """A greedy ``/generate`` stream in a thread of its own; ``tokens`` grows while it runs."""
+
+    def __init__(self, server: live.LiveServer, name: str | None, count: int, prompt: str = PROMPT) -> None:
+        self.tokens: list[int] = []
+        self.fault: str | None = None
+        body = {
+            "text": prompt,
+            "lora_path": name,
+            "stream": True,
+            "sampling_params": {"temperature": 0.0, "max_new_tokens": count, "ignore_eos": True},
+        }
+        self._request = urllib.request.Request(
+            server.url + "/generate",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self._request, timeout=300) as lines:
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    chunk = json.loads(line[6:])
+                    self.fault = self.fault or chunk.get("error", {}).get("message")
+                    self.tokens = chunk.get("output_ids", self.tokens)
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait_for(self, count: int) -> None:
+        until(lambda: len(self.tokens) >= count or not self.running)
+        assert self.running, f"ended after {len(self.tokens)} tokens: {self.fault}"
+
+    def result(self) -> list[int]:
+        self._thread.join(300)
+        assert not self.running and self.fault is None
+        return self.tokens
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.01)
+
+
+# -- broken adapters ------------------------------------------------------------------------------
+
+
+def edit_config(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / CONFIG_FILE
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return change
+
+
+def edit_first(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        name = min(tensors)
+        tensors[name] = edit(tensors[name]).contiguous()
+        save_file(tensors, folder / WEIGHTS_FILE)
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    file = folder / WEIGHTS_FILE
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def add_token(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<new>": 1_000_000}))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "missing file": (lambda f: (f / WEIGHTS_FILE).unlink(), WEIGHTS_FILE, "file is missing"),
+    "truncated safetensors": (truncate, WEIGHTS_FILE, "truncated safetensors"),
+    "wrong shapes": (edit_first(lambda t: t[:, :-1]), WEIGHTS_FILE, "has shape"),
+    "unknown target module": (
+        edit_config(target_modules=["query_key_value"]),
+        CONFIG_FILE,
+        "query_key_value",
+    ),
+    "rank 0": (edit_config(r=0), CONFIG_FILE, "LoRA rank r is 0"),
+    "NaN weights": (edit_first(lambda t: t * float("nan")), WEIGHTS_FILE, "NaN"),
+    "DoRA": (edit_config(use_dora=True), CONFIG_FILE, "DoRA"),
+    "extra vocabulary": (add_token, "added_tokens.json", "vocabulary"),
+}
+
+
+def test_a_broken_adapter_is_a_4xx_with_file_and_fault(
+    server: live.LiveServer, demo: Demo, tmp_path: Path
+) -> None:
+    before = answer(server, "sql")
+    for number, (breaks, file, words) in enumerate(FAULTS.values()):
+        folder = copy_adapter(demo, "sql", tmp_path / str(number))
+        breaks(folder)
+        for name in ("broken", "sql"):  # as a new name, and over a name in use
+            reply = load(server, name, folder)
+            assert 400 <= reply.status < 500
+            message = reply.json()["error_message"]
+            assert str(folder / file) in message and words in message
+    assert load(server, "broken", tmp_path / "absent").status == 400
+    assert server.alive() and answer(server, "sql") == before
+    assert server.post("/generate", {"text": "x", "lora_path": "broken"}).status == 404
+
+
+def test_the_good_copy_loads(server: live.LiveServer, demo: Demo, tmp_path: Path) -> None:
+    folder = copy_adapter(demo, "sql", tmp_path / "good")
+    assert load(server, "good", folder).status == 200
+    assert answer(server, "good") == answer(server, "sql")
+    assert unload(server, "good").status == 200
+
+
+# -- unload ---------------------------------------------------------------------------------------
+
+
+def test_unload_is_final_until_the_name_is_loaded_again(server: live.LiveServer, demo: Demo) -> None:
+    expected = answer(server, "sql")
+    assert load(server, "gone", demo.adapters["sql"]).status == 200
+    assert answer(server, "gone") == expected and cached(server, "gone") > 0
+    slots = state(server)["free_slots"]
+    assert unload(server, "gone").status == 200
+    assert state(server)["free_slots"] > slots  # weights and KV have left at once
+    names = [card["id"] for card in server.get("/v1/models").json()["data"]]
+    assert "gone" not in names and set(KEPT) <= set(names)
+    for _ in range(2):  # stock reloads it on the first of these
+        reply = server.post("/generate", {"text": PROMPT, "lora_path": "gone"})
+        assert reply.status == 404 and "Unknown adapter 'gone'" in reply.text
+    assert unload(server, "gone").status == 400
+    assert load(server, "gone", demo.adapters["sql"]).status == 200
+    first = server.generate(PROMPT, lora_path="gone", max_new_tokens=24)
+    assert first["output_ids"] == expected and first["meta_info"]["cached_tokens"] == 0
+    assert unload(server, "gone").status == 200
+
+
+def test_unload_waits_for_its_requests_and_blocks_no_others(server: live.LiveServer, demo: Demo) -> None:
+    expected = answer(server, "poetry", tokens=400)
+    assert load(server, "busy", demo.adapters["poetry"]).status == 200
+    stream = Stream(server, "busy", 400)
+    stream.wait_for(3)
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(unload, server, "busy")
+        until(lambda: server.post("/generate", {"text": "x", "lora_path": "busy"}).status == 404)
+        # All of this happens while "busy" still runs and its unload still waits.
+        assert answer(server, "sql", tokens=4) and answer(server, None, tokens=4)
+        assert load(server, "other", demo.adapters["legal"]).status == 200
+        assert answer(server, "other", tokens=4) == answer(server, "legal", tokens=4)
+        assert unload(server, "other").status == 200
+        assert load(server, "busy", demo.adapters["legal"]).status == 200  # the same name, already
+        assert answer(server, "busy", tokens=4) == answer(server, "legal", tokens=4)
+        assert stream.running and not leaving.done()
+        assert stream.result() == expected
+        assert leaving.result(60).status == 200
+    assert unload(server, "busy").status == 200
+    assert nothing_left(server)
+
+
+def nothing_left(server: live.LiveServer) -> bool:
+    """No adapter but the kept ones holds slots."""
+    until(lambda: len(state(server)["resident_adapters"]) <= len(KEPT), 20)
+    return True
+
+
+# -- replace --------------------------------------------------------------------------------------
+
+
+def test_replacing_a_name_in_use(server: live.LiveServer, demo: Demo) -> None:
+    old, new = answer(server, "french", tokens=400), answer(server, "legal")
+    assert old[:24] != new
+    assert load(server, "name", demo.adapters["french"]).status == 200
+    stream = Stream(server, "name", 400)
+    stream.wait_for(3)
+    assert load(server, "name", demo.adapters["legal"]).status == 200
+    first = server.generate(PROMPT, lora_path="name", max_new_tokens=24)
+    assert first["output_ids"] == new and first["meta_info"]["cached_tokens"] == 0
+    assert stream.running, "the old version must still run, or this shows nothing"
+    assert stream.result() == old
+    until(lambda: server.log_text().count("has left") > 0)
+    assert answer(server, "name") == new
+    assert unload(server, "name").status == 200
+    assert nothing_left(server)
+
+
+def test_files_changed_in_place_are_another_version(
+    server: live.LiveServer, demo: Demo, tmp_path: Path
+) -> None:
+    folder = copy_adapter(demo, "french", tmp_path / "adapter")
+    assert load(server, "place", folder).status == 200
+    assert answer(server, "place") == answer(server, "french") and cached(server, "place") > 0
+    assert load(server, "place", folder).status == 200  # the same content: nothing happens
+    assert cached(server, "place") > 0
+    shutil.rmtree(folder)
+    copy_adapter(demo, "legal", folder)
+    assert answer(server, "place") == answer(server, "french")  # files alone change nothing
+    assert load(server, "place", folder).status == 200
+    first = server.generate(PROMPT, lora_path="place", max_new_tokens=24)
+    assert first["meta_info"]["cached_tokens"] == 0 and first["output_ids"] == answer(server, "legal")
+    assert unload(server, "place").status == 200
+
+
+def test_a_storm_of_operations_never_mixes_weights(server: live.LiveServer, demo: Demo) -> None:
+    """Every answer for a name that is replaced all the time is one of its two versions, whole."""
+    versions = [answer(server, name, tokens=12) for name in ("french", "legal")]
+    steady = answer(server, "sql", tokens=12)
+    assert load(server, "storm", demo.adapters["french"]).status == 200
+    stop = threading.Event()
+
+    def change() -> int:
+        count = 0
+        while not stop.is_set():
+            count += 1
+            name = ("legal", "french")[count % 2]
+            assert load(server, "storm", demo.adapters[name]).status == 200
+            if count % 3 == 0:
+                assert unload(server, "storm").status == 200
+                assert load(server, "storm", demo.adapters[name]).status == 200
+        return count
+
+    def ask(number: int) -> tuple[int, list[int]]:
+        name = "sql" if number % 4 == 0 else "storm"
+        reply = server.post(
+            "/generate",
+            {
+                "text": PROMPT,
+                "lora_path": name,
+                "sampling_params": {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True},
+            },
+        )
+        return reply.status, reply.json().get("output_ids", []) if reply.status == 200 else []
+
+    with ThreadPoolExecutor(7) as pool:
+        changes = pool.submit(change)
+        replies = list(pool.map(ask, range(80)))
+        stop.set()
+        assert changes.result(60) > 5
+    for number, (status, tokens) in enumerate(replies):
+        if number % 4 == 0:
+            assert tokens == steady
+        else:
+            assert (status, tokens) == (404, []) or tokens in versions
+    seen = [tokens for _, tokens in replies]
+    assert all(version in seen for version in versions)
+    assert unload(server, "storm").status == 200
+    assert nothing_left(server) and server.alive()
+
+
+# -- tensors --------------------------------------------------------------------------------------
+
+
+def send_tensors(
+    server: live.LiveServer, name: str, folder: Path, payload: bytes | None = None
+) -> live.Reply:
+    data = save(load_file(folder / WEIGHTS_FILE)) if payload is None else payload
+    body = {
+        "lora_name": name,
+        "config_dict": json.loads((folder / CONFIG_FILE).read_text()),
+        "serialized_named_tensors": [base64.b64encode(data).decode()],
+    }
+    return server.post("/load_lora_adapter_from_tensors", body)
+
+
+def test_load_from_tensors(server: live.LiveServer, demo: Demo) -> None:
+    assert send_tensors(server, "sent", demo.adapters["french"]).status == 200
+    assert answer(server, "sent") == answer(server, "french")
+    assert send_tensors(server, "sent", demo.adapters["legal"]).status == 200
+    assert answer(server, "sent") == answer(server, "legal")
+    assert unload(server, "sent").status == 200
+    assert server.post("/generate", {"text": "x", "lora_path": "sent"}).status == 404
+
+
+class _Runs:
+    def __reduce__(self) -> Any:
+        return (print, ("elora-pickle-ran",))
+
+
+def test_only_tensors_are_unpickled(server: live.LiveServer, demo: Demo) -> None:
+    tensors = load_file(demo.adapters["french"] / WEIGHTS_FILE)
+    assert send_tensors(server, "sent", demo.adapters["french"], pickle.dumps(tensors)).status == 200
+    reply = send_tensors(server, "sent", demo.adapters["french"], pickle.dumps({"x": _Runs()}))
+    assert reply.status == 400 and "only tensors are unpickled" in reply.json()["error_message"]
+    assert "elora-pickle-ran" not in server.log_text()
+    broken = dict(tensors)
+    broken[min(broken)] = broken[min(broken)] * float("inf")
+    reply = send_tensors(server, "sent", demo.adapters["french"], save(broken))
+    assert reply.status == 400 and "NaN or infinite" in reply.json()["error_message"]
+    assert answer(server, "sent") == answer(server, "french")
+    assert unload(server, "sent").status == 200
+
+
+# -- pinned ---------------------------------------------------------------------------------------
+
+
+def pressure(server: live.LiveServer) -> None:
+    """Enough long base-model prompts to push everything out that may go."""
+    for number in range(6):
+        draw = torch.Generator().manual_seed(number)
+        ids = torch.randint(10, 1000, (POOL // 3,), generator=draw).tolist()
+        server.generate(input_ids=ids, max_new_tokens=1)
+
+
+def test_pinned_adapters_stay_and_cannot_fill_the_pool(server: live.LiveServer, demo: Demo) -> None:
+    pinned: list[str] = []
+    refusal = ""
+    for name, folder in demo.adapters.items():
+        reply = load(server, f"pin-{name}", folder, pinned=True)
+        if reply.status != 200:
+            assert reply.status == 400
+            refusal = reply.json()["error_message"]
+            break
+        pinned.append(f"pin-{name}")
+    assert pinned and "may be pinned" in refusal, refusal
+    expected = [answer(server, name, tokens=4) for name in pinned]
+    assert answer(server, "poetry", tokens=4)
+    loads = state(server)["adapter_loads"]
+    pressure(server)
+    assert [answer(server, name, tokens=4) for name in pinned] == expected
+    assert state(server)["adapter_loads"] == loads, "a pinned adapter left"
+    answer(server, "poetry", tokens=4)
+    assert state(server)["adapter_loads"] == loads + 1, "the pressure was none: an unpinned one stayed"
+    for name in pinned:
+        assert unload(server, name).status == 200
+    assert nothing_left(server)
