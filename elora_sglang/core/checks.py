@@ -95,10 +95,10 @@ def _check_sizes(tree: DependencyTree, nodes: list[Node]) -> None:
     evictable = sum(node.size for node in resident if not node.locks and not node.pinned)
     waiting = sum(victim.size for victim in tree._orphans)
     found = {
+        "size of uncollected victims": (tree._orphan_size, waiting),
         "evictable_size": (tree.evictable_size, evictable + waiting),
         "protected_size": (tree.protected_size, sum(node.size for node in resident) - evictable),
         "pinned_size": (tree.pinned_size(), sum(node.size for node in nodes if node.pinned)),
-        "size of uncollected victims": (tree._orphan_size, waiting),
         "number of KV nodes": (tree.counts()["kv"], sum(node.kind == "kv" for node in nodes)),
     }
     for name, (counted, added_up) in found.items():

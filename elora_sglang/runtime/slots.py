@@ -29,5 +29,5 @@ class SlotPayloads:
         return self.slice(payload, 0, at), self.slice(payload, at, payload.shape[0])
 
     def join(self, payloads: Sequence[torch.Tensor]) -> torch.Tensor:
-        """All slots in order, shape ``[sum of sizes]``. At least one payload; one alone comes back as it is."""
+        """All slots in order, shape ``[sum of sizes]``. One alone comes back as it is, none is an error."""
         return payloads[0] if len(payloads) == 1 else torch.cat(list(payloads))

@@ -1,7 +1,7 @@
 """A model of the dependency tree too simple to be wrong: no nodes, no splits, no counters, no heap.
 
-It keeps, per branch (one version of one adapter), the set of token *prefixes* that are cached, page by page, with the
-slots of the last page, who uses what, and when. Everything else is worked out from that on demand.
+It keeps, per branch (one version of one adapter), the set of token *prefixes* that are cached, page by page,
+with the slots of the last page, who uses what, and when. Everything else is worked out from that on demand.
 """
 
 from __future__ import annotations

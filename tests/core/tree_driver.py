@@ -1,4 +1,4 @@
-"""Drives the dependency tree and the naive model through the same random life and compares them at every step.
+"""Drives the dependency tree and the naive model through one random life and compares them at every step.
 
 The driver also plays the pool: it allocates slots, frees victims, and so checks that available + evictable +
 protected stays the size of the pool. Every random choice comes from the ``random.Random`` it is given.
