@@ -20,6 +20,8 @@ import importlib
 import inspect
 import json
 import pkgutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ class Process(enum.Enum):
     MAIN = "main"  # the launcher, before arguments are parsed
     TOKENIZER = "tokenizer"  # the launcher again: it is the tokenizer process, once arguments are resolved
     SCHEDULER = "scheduler"  # every scheduler process, before it reads its configuration
+    CLIENT = "client"  # programs of SGLang's frontend language; no server process
     ALL = "all"
 
 
@@ -55,6 +58,7 @@ class When(enum.Enum):
     ALWAYS = "always"
     ELORA = "with --elora"
     CPU = "on the elora CPU platform"  # for stock SGLang and --elora alike
+    FRONTEND = "after import elora_sglang.frontend"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,3 +177,12 @@ def select(patches: tuple[Patch, ...], *, process: set[Process], when: set[When]
     """The records for these processes and kinds of server; ``Process.ALL`` belongs to every process."""
     wanted = process | {Process.ALL}
     return tuple(p for p in patches if p.process in wanted and p.when in when)
+
+
+def rebind(old: Any, new: Any) -> None:
+    """Replace ``old`` by ``new`` in every module that had imported it by name."""
+    for module in list(sys.modules.values()):
+        if isinstance(module, types.ModuleType):
+            for name, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, name, new)

@@ -20,7 +20,8 @@ _HEAD = """# Patches
 
 Every place where ELORA touches SGLang. Nothing on disk is patched: the records in this folder are applied in
 memory by SGLang's own plugin registries, and with `--elora` each is verified in place or the server refuses to
-start. Without `--elora` only the records of *always* are applied.
+start. Without `--elora` only the records of *always* are applied. Those of *client* never touch a server: they are
+for programs that import `elora_sglang.frontend`, and checked by that import.
 
 Generated from the records; do not edit. After adding a record or upgrading SGLang:
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pkgutil
-import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
-from elora_sglang.patches.base import Kind, Patch
+from elora_sglang.patches.base import Kind, Patch, rebind
 
 _SOURCE = HookSource(plugin_name="elora", dist_name="elora-sglang")
 
@@ -129,13 +128,4 @@ def uninstall(patches: Iterable[Patch]) -> None:
         patched = getattr(installed.owner, installed.attribute)
         setattr(installed.owner, installed.attribute, installed.was)
         if not inspect.isclass(installed.owner):
-            _rebind(patched, installed.was)
-
-
-def _rebind(old: Any, new: Any) -> None:
-    """Replace ``old`` by ``new`` in every module that had imported it by name."""
-    for module in list(sys.modules.values()):
-        if isinstance(module, types.ModuleType):
-            for name, value in list(vars(module).items()):
-                if value is old:
-                    setattr(module, name, new)
+            rebind(patched, installed.was)
