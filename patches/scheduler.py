@@ -63,6 +63,15 @@ PATCHES = (
         remove_when="SGLang builds the LoRA memory pool after the KV pool",
     ),
     Patch(
+        name="scheduler_tick",
+        target=f"{_SCHEDULER}.Scheduler._process_hicache_events",
+        kind=Kind.AFTER,
+        hook="elora_sglang.integration.scheduler_hooks.on_tick",
+        why="once per scheduler iteration, in every event loop: the auditor looks here",
+        upstream=_SOURCE + "managers/scheduler.py",
+        remove_when="SGLang calls the prefix cache once per iteration, whatever the cache",
+    ),
+    Patch(
         name="report_state",
         target=(
             "sglang.srt.managers.scheduler_components.internal_state"

@@ -276,7 +276,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         return True
 
     def prepare_lora_batch(
-        self, cur_uids: set[str | None], lora_adapters: Any, lora_modules: Any, lora_refs: Any, *_: Any
+        self, cur_uids: set[str | None], lora_adapters: Any, lora_modules: Any, lora_refs: Any, **_: Any
     ) -> None:
         """Number this batch's adapters; copies nothing.
 
