@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = json.loads((args.demo / "manifest.json").read_text())
     paths = {entry["name"]: args.demo / entry["path"] for entry in manifest["adapters"]}
     names = list(paths)[: args.adapters]
+    vocab = json.loads((args.demo / manifest["model"] / "config.json").read_text())["vocab_size"]
     common = ["--enable-lora", "--max-running-requests", "16", "--max-total-tokens", "40000", "--dtype", "float32"]
     lora = ["--lora-paths", *(f"{name}={path}" for name, path in paths.items())]
     flags = {
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         for pair in range(-1, args.pairs):  # pair -1 warms both servers up and is dropped
             rng = random.Random(f"{args.seed}/{pair}")
             jobs = make_jobs(
-                rng, names, sessions=args.sessions, turns=args.turns, rate=args.rate, vocab=manifest["vocab_size"]
+                rng, names, sessions=args.sessions, turns=args.turns, rate=args.rate, vocab=vocab
             )
             outputs = {}
             for name in sorted(servers, reverse=pair % 2 == 0):

@@ -69,7 +69,7 @@ class Harness:
         self.allocator = make(
             size, dtype=torch.float32, device="cpu", kvcache=None, need_sort=False, **arguments
         )
-        self.rows = ReqToTokenPool(64, 4096, "cpu", enable_memory_saver=False)
+        self.rows = ReqToTokenPool(1024, 1024, "cpu", enable_memory_saver=False)
         self.page_size = page_size
         self.size = size
         pool = torch.zeros((size + page_size, ROW_BYTES), dtype=torch.uint8)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cache_harness import Harness
+from integration.cache_harness import Harness
 
 from elora_sglang.integration.auditor import AuditError
 

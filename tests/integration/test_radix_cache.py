@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from cache_harness import Harness
+from integration.cache_harness import Harness
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
