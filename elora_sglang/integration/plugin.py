@@ -26,21 +26,25 @@ def register() -> None:
 def _register() -> None:
     from elora_sglang.integration import verify
     from elora_sglang.integration.plugin_hooks import install
-    from elora_sglang.patches.base import Process, When, discover, select
+    from elora_sglang.patches.base import Patch, Process, When, discover, select
 
     patches = discover()
     child = config.announce_launcher()
     install(select(patches, process={Process.MAIN}, when={When.ALWAYS}))
-    if _on_elora_cpu_platform():
-        install(select(patches, process={Process.SCHEDULER}, when={When.CPU}))
     if ENGINE_MODULE in sys.modules:
         from elora_sglang.integration.engine import accept_engine_keywords
 
         accept_engine_keywords()
-    if child and config.launcher_enabled() and SCHEDULER_MODULE in sys.modules:
-        needed = verify.scheduler_patches()
-        verify.check_all(needed)
-        install(needed)
+    if SCHEDULER_MODULE not in sys.modules:
+        return
+    # A scheduler process, or an Engine's launcher, whose schedulers may be forked from it.
+    needed: tuple[Patch, ...] = ()
+    if _on_elora_cpu_platform():
+        needed += select(patches, process={Process.SCHEDULER}, when={When.CPU})
+    if child and config.launcher_enabled():
+        needed += verify.scheduler_patches()
+    verify.check_all(needed)
+    install(needed)
 
 
 def _on_elora_cpu_platform() -> bool:

@@ -1,0 +1,183 @@
+"""The command line and the table of LoRA flags: every field has a row, and behaves as the row says."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from typing import Any
+
+import pytest
+from sglang.srt.arg_groups.fields.lora import Lora
+from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+from sglang.srt.server_args import ServerArgs
+
+from elora_sglang.integration import config, engine, flags, flags_lora
+from elora_sglang.integration.config import EloraConfig
+from elora_sglang.integration.flags_lora import LORA_FLAGS, Verdict
+from elora_sglang.integration.plugin_hooks import uninstall
+from elora_sglang.integration.verify import Refused
+from elora_sglang.patches.base import discover
+
+ROWS = {row.field: row for row in LORA_FLAGS}
+
+#: A value that a user might give, for every field with which something happens to it.
+GIVEN: dict[str, Any] = {
+    "enable_lora": True,
+    "enable_lora_overlap_loading": True,
+    "max_lora_rank": 7,
+    "lora_target_modules": ["q_proj", "o_proj"],
+    "lora_paths": ["sql=/adapters/sql"],
+    "max_loaded_loras": 3,
+    "max_loras_per_batch": 5,
+    "lora_eviction_policy": "fifo",
+    "lora_backend": "triton",
+    "max_lora_chunk_size": 64,
+    "experts_shared_outer_loras": True,
+    "lora_use_virtual_experts": True,
+    "lora_strict_loading": True,
+    "lora_drain_wait_threshold": 1.5,
+}
+
+
+@pytest.fixture(autouse=True)
+def stock_afterwards(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv(config.ENV_ENABLED, "0")
+    yield
+    uninstall(discover())
+
+
+def resolved(**given: Any) -> tuple[ServerArgs, Any]:
+    """ServerArgs after the step in which --elora speaks, without the steps that read a model."""
+    server_args = engine.accept(ServerArgs(model_path="model", **given), EloraConfig(enabled=True))
+    engine.imply_settings(server_args, lambda args: None)
+    return server_args, resolving_view(server_args)
+
+
+def parse(*arguments: str) -> ServerArgs:
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    flags.add_cli_args(None, parser)
+    given = parser.parse_args(["--model-path", "model", *arguments])
+    return flags.from_cli_args(ServerArgs.from_cli_args(given), ServerArgs, given)
+
+
+def test_every_lora_field_of_sglang_has_exactly_one_row() -> None:
+    assert sorted(row.field for row in LORA_FLAGS) == sorted(Lora.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", sorted(Lora.__struct_fields__))
+def test_a_given_value_does_what_its_row_says(field: str, caplog: pytest.LogCaptureFixture) -> None:
+    row, given = ROWS[field], GIVEN[field]
+    if row.verdict is Verdict.REFUSED:
+        with pytest.raises(Refused, match=row.flag):
+            resolved(**{field: given})
+        return
+    _, args = resolved(**{field: given})
+    warned = [line for line in caplog.messages if line.startswith(f"elora: {row.flag} is ignored")]
+    if row.verdict is Verdict.IGNORED:
+        assert len(warned) == 1
+        assert getattr(args, field) != given
+    else:
+        assert not warned
+        value = getattr(args, field)
+        assert (sorted(value) if isinstance(value, set) else value) == (
+            sorted(given) if isinstance(value, set) else given
+        )
+
+
+def test_nothing_given_nothing_warned(caplog: pytest.LogCaptureFixture) -> None:
+    resolved()
+    assert not [line for line in caplog.messages if "ignored" in line]
+
+
+def test_elora_alone_is_enough() -> None:
+    _, args = resolved()
+    assert args.enable_lora is True
+    assert args.lora_backend == args.radix_cache_backend == "elora"
+    assert args.lora_target_modules == {"all"}
+    assert args.max_lora_rank == flags_lora.ANY_LORA_RANK
+
+
+def test_adapters_per_batch_follow_the_limit_on_running_requests() -> None:
+    assert resolved(max_running_requests=24)[1].max_loras_per_batch == 25
+    assert resolved()[1].max_loras_per_batch == flags_lora.MOST_RUNNING_REQUESTS + 1
+
+
+def test_a_platform_that_sets_the_running_limit_later_is_followed() -> None:
+    server_args, args = resolved()
+    declare_resolution(server_args, "platform", max_running_requests=6)
+    engine._follow_running_requests(server_args, args)
+    assert args.max_loras_per_batch == 7
+
+
+def test_stocks_own_lora_checks_accept_what_elora_implies() -> None:
+    from sglang.srt.arg_groups.lora_hook import check_lora_server_args
+
+    server_args, args = resolved(max_loaded_loras=2)
+    check_lora_server_args(server_args)
+    assert args.lora_paths == []
+
+
+def test_without_the_flag_the_arguments_are_stock() -> None:
+    server_args = parse()
+    assert config.current(server_args) == EloraConfig()
+    engine.imply_settings(server_args, lambda args: None)
+    assert not getattr(server_args, "_resolved_overrides", None)
+
+
+def test_the_command_line_reaches_a_child_process() -> None:
+    server_args = parse("--elora", "--elora-policy", "lru", "--elora-adapter-names", "stock")
+    expected = EloraConfig(enabled=True, policy="lru", adapter_names="stock")
+    assert config.current(server_args) == expected
+    assert config.current(pickle.loads(pickle.dumps(server_args))) == expected
+    assert config.launcher_enabled()
+
+
+def test_the_backend_can_be_named_but_not_without_elora() -> None:
+    assert config.current(parse("--elora", "--lora-backend", "elora")).enabled
+    with pytest.raises(Refused, match="--lora-backend elora needs --elora"):
+        parse("--lora-backend", "elora")
+
+
+def test_a_setting_without_elora_is_an_error() -> None:
+    with pytest.raises(Refused, match="--elora-adapter-names has no effect without --elora"):
+        parse("--elora-adapter-names", "stock")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"elora": True, "elora_polcy": "lru"}, "unknown ELORA setting 'elora_polcy'; known are elora"),
+        ({"elora": True, "elora_policy": "fifo"}, "--elora-policy: 'fifo' is not one of lru"),
+        ({"elora": True, "elora_adapter_names": "loose"}, "'loose' is not one of strict, stock"),
+        ({"elora": "yes"}, "--elora: expected bool, got 'yes'"),
+    ],
+)
+def test_a_bad_keyword_is_one_clear_line(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.from_keywords(keywords)
+
+
+def test_all_means_the_linear_modules() -> None:
+    seen: dict[str, Any] = {}
+
+    def original(manager: Any, max_lora_rank: Any, target_modules: Any) -> None:
+        seen.update(rank=max_lora_rank, modules=target_modules)
+
+    class Manager:
+        base_model = None
+
+    import sglang.srt.lora.utils as utils
+
+    found = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(utils, "auto_detect_lora_target_modules", lambda model: set(found))
+        for unspecific in ({"all"}, None, set()):
+            flags_lora.resolve_target_modules(original, Manager(), 8, unspecific)
+            assert seen == {"rank": 8, "modules": found - {"embed_tokens", "lm_head"}}
+        flags_lora.resolve_target_modules(original, Manager(), 8, {"q_proj"})
+        assert seen["modules"] == {"q_proj"}
+
+
+def test_the_page_is_current() -> None:
+    assert flags.main(["--check"]) == 0, "run python -m elora_sglang.integration.flags --write"
