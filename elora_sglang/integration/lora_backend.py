@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
-from sglang.srt.lora.utils import EMBEDDING_NAMES, get_batch_token_counts
+from sglang.srt.lora.utils import get_batch_token_counts
 
-from elora_sglang.integration.lora_pool import PLACE
+from elora_sglang.integration.lora_pool import PLACE, refuse_embeddings
 from elora_sglang.kernels.paged_lora import SegmentBatch, add_lora, expand, plan_segments, shrink
 
 if TYPE_CHECKING:
@@ -46,11 +46,7 @@ class EloraLoRABackend(BaseLoRABackend):  # type: ignore[misc]
 
     def validate_lora_targets(self, base_model: torch.nn.Module, target_modules: set[str]) -> None:
         """Refuse, before layers are wrapped, what this backend cannot run."""
-        unsupported = sorted(set(target_modules) & set(EMBEDDING_NAMES))
-        if unsupported:
-            raise ValueError(
-                f"elora: LoRA on {', '.join(unsupported)} is not supported; remove it from --lora-target-modules"
-            )
+        refuse_embeddings(set(target_modules))
 
     def prepare_lora_batch(
         self,

@@ -15,15 +15,11 @@ import torch
 from safetensors.torch import load_file
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.lora.mem_pool import LoRAMemoryPool
-from sglang.srt.lora.utils import (
-    EMBEDDING_NAMES,
-    get_normalized_target_modules,
-    get_target_module_name,
-)
+from sglang.srt.lora.utils import EMBEDDING_NAMES, get_normalized_target_modules
 
+from elora_sglang.integration import lora_shards
 from elora_sglang.integration.adapter_files import AdapterError
-from elora_sglang.integration.lora_weights import stacked_ranks
-from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
+from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, plan_adapter
 from elora_sglang.runtime.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool import UnifiedPool
 
@@ -56,14 +52,15 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
     def init_buffers(self, base_model: torch.nn.Module) -> None:
         """Allocate nothing: the buffers are shapes without memory, which LoRA layers read and pass on."""
         if self._has_moe_module(base_model):
-            raise ValueError("elora: LoRA on mixture-of-experts models is not supported; serve without --elora")
-        unsupported = sorted(self.target_modules & set(EMBEDDING_NAMES))
-        if unsupported:
             raise ValueError(
-                f"elora: LoRA on {', '.join(unsupported)} is not supported; remove it from --lora-target-modules"
+                "elora: LoRA on mixture-of-experts models is not supported; serve without --elora"
             )
+        refuse_embeddings(self.target_modules)
         self.base_model = base_model
-        for buffers, shape_of in ((self.A_buffer, self.get_lora_A_shape), (self.B_buffer, self.get_lora_B_shape)):
+        for buffers, shape_of in (
+            (self.A_buffer, self.get_lora_A_shape),
+            (self.B_buffer, self.get_lora_B_shape),
+        ):
             for module in sorted(self.target_modules):
                 buffers[module] = [
                     _placeholder(shape_of(module, base_model, self.max_lora_rank, layer), layer, module)
@@ -95,7 +92,9 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
     @property
     def manager(self) -> LoRAManager:
         if self._manager is None:
-            raise RuntimeError("elora: the LoRA manager is not attached; the hook that attaches it did not run")
+            raise RuntimeError(
+                "elora: the LoRA manager is not attached; the hook that attaches it did not run"
+            )
         return self._manager
 
     @property
@@ -208,56 +207,13 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         return layout
 
     def _wrapped(self, layer: int) -> dict[str, Any]:
-        """LoRA-wrapped linear layers of one decoder layer by normalised module name."""
-        found: dict[str, Any] = {}
-        for name, module in self.manager.lora_modules[layer].items():
-            target = get_target_module_name(name, self.target_modules)
-            if target in found:
-                raise ValueError(f"elora: layer {layer} has two modules called {target}; LoRA cannot tell them apart")
-            found[target] = module
-        return found
+        return lora_shards.modules_by_name(self.manager.lora_modules[layer], self.target_modules)
 
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
-        """LoRA shapes of one layer on this tp rank, in module-name order. Reads shapes only."""
-        wrapped = self._wrapped(layer)
-        shapes: list[ModuleShape] = []
-        for (at, name), stacked in sorted(stacked_ranks(adapter).items()):
-            if at != layer:
-                continue
-            module = wrapped.get(name)
-            if module is None:
-                raise AdapterError(
-                    adapter.config.path or f"adapter {adapter.uid}",
-                    f"adapts {name!r}, the server wraps {', '.join(sorted(wrapped))}",
-                    "Start the server with it in --lora-target-modules, or without the flag.",
-                )
-            offsets = tuple(int(edge) for edge in module.lora_offsets)
-            if len(stacked.ranks) == 1:
-                offsets = (0, offsets[-1])
-            slices = tuple(
-                SliceShape(first, last - first, rank)
-                for first, last, rank in zip(offsets[:-1], offsets[1:], stacked.ranks, strict=True)
-                if rank
-            )
-            shapes.append(ModuleShape(name, int(module.lora_a.shape[-1]), slices))
-        return tuple(shapes)
+        return lora_shards.shapes(adapter, layer, self._wrapped(layer))
 
     def _matrices(self, adapter: LoRAAdapter, layer: int) -> LayerMatrices:
-        """This tp rank's matrices of one layer as :class:`ModuleShape` stores them, cut by SGLang's layers."""
-        wrapped = self._wrapped(layer)
-        stacked: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in adapter.layers[layer].weights.items():
-            target = get_target_module_name(name, self.target_modules)
-            stacked.setdefault(target, {})["A" if "lora_A" in name else "B"] = tensor
-        found: dict[tuple[str, int], torch.Tensor] = {}
-        for shape in self._shapes(adapter, layer):
-            module = wrapped[shape.name]
-            a = module.slice_lora_a_weights(stacked[shape.name]["A"])
-            b = module.slice_lora_b_weights(stacked[shape.name]["B"])
-            found[shape.name, 0] = a[: shape.rank_rows]
-            for index, part in enumerate(shape.slices, start=1):
-                found[shape.name, index] = b[part.offset : part.offset + part.width, : part.rank].t()
-        return found
+        return lora_shards.matrices(adapter, layer, self._wrapped(layer), self.target_modules)
 
     # -- what SGLang calls ------------------------------------------------------------------------
 
@@ -276,9 +232,15 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         return True
 
     def prepare_lora_batch(
-        self, cur_uids: set[str | None], lora_adapters: Any, lora_modules: Any, lora_refs: Any, **_: Any
+        self,
+        cur_uids: set[str | None],
+        lora_adapters: Any,
+        lora_modules: Any,
+        lora_refs: Any,
+        lora_embed_tokens_module: Any = None,
+        lora_lm_head_module: Any = None,
     ) -> None:
-        """Number this batch's adapters; copies nothing.
+        """Number this batch's adapters; copies nothing. Arguments as in the class it replaces.
 
         Raises:
             RuntimeError: an adapter of the batch is not resident. Admission makes it so; serving the
@@ -292,7 +254,8 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
             numbered.insert(0, None)
         if len(numbered) > self.max_loras_per_batch:
             raise RuntimeError(
-                f"elora: {len(numbered)} adapters in one batch, --max-loras-per-batch is {self.max_loras_per_batch}"
+                f"elora: {len(numbered)} adapters in one batch, "
+                f"--max-loras-per-batch is {self.max_loras_per_batch}"
             )
         self.uid_to_buffer_id = {uid: index for index, uid in enumerate(numbered)}
         self.batch_adapters = [None if uid is None else self._packed[uid] for uid in numbered]
@@ -301,6 +264,15 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         """SGLang unloads the adapter. Slots belong to the cache, which drops them with the branch."""
         if uid not in self._packed:
             self._layouts.pop(uid, None)
+
+
+def refuse_embeddings(target_modules: set[str]) -> None:
+    """Raise ValueError when LoRA on the vocabulary is asked for: it needs buffers of its own."""
+    unsupported = sorted(target_modules & set(EMBEDDING_NAMES))
+    if unsupported:
+        raise ValueError(
+            f"elora: LoRA on {', '.join(unsupported)} is not supported; remove it from --lora-target-modules"
+        )
 
 
 def _placeholder(shape: tuple[int, ...], layer: int, module: str) -> torch.Tensor:

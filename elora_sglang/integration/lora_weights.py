@@ -96,7 +96,7 @@ def normalize_weights(original: Callable[[LoRAAdapter], None], adapter: LoRAAdap
 
 
 def lora_scaling(options: dict[str, Any], alpha: float, rank: int) -> float:
-    """``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA (arXiv 2312.03732; PEFT ``use_rslora``)."""
+    """``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora`` (rank-stabilised LoRA, arXiv 2312.03732)."""
     return float(alpha) / (math.sqrt(rank) if options.get("use_rslora") else rank)
 
 
@@ -168,7 +168,7 @@ def _complete(
     widths: dict[tuple[int, str], tuple[int, ...]],
     record: dict[tuple[int, str], StackedRanks],
 ) -> None:
-    """Record every module's LoRA ranks and fill up q/k/v and gate/up groups. Mutates ``pairs``, ``record``."""
+    """Record all modules' LoRA ranks, fill up q/k/v and gate/up groups. Mutates ``pairs``, ``record``."""
     for stem in list(pairs):
         prefix, leaf = stem[: stem.rfind(".") + 1], stem[stem.rfind(".") + 1 :]
         module = _PART_OF.get(leaf, leaf)

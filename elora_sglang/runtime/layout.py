@@ -233,14 +233,16 @@ def _fit(streams: _Streams, slots: int, row_bytes: tuple[int, int]) -> _Streams 
                 continue
             kept, moved = unit.cut(unit.rows - rows)
             if moved.size <= room and unit.size - kept.size >= over[full]:
-                rest = tuple(u for u in streams[full] if u is not unit) + (kept,)
+                rest = (*(u for u in streams[full] if u is not unit), kept)
                 other = (*streams[1 - full], moved)
                 return (rest, other) if full == K_STREAM else (other, rest)
     return None
 
 
 def _slots(streams: _Streams, row_bytes: tuple[int, int]) -> int:
-    return max(-(-sum(u.size for u in stream) // size) for stream, size in zip(streams, row_bytes, strict=True))
+    return max(
+        -(-sum(u.size for u in stream) // size) for stream, size in zip(streams, row_bytes, strict=True)
+    )
 
 
 def _pages(slots: int, page_size: int) -> int:

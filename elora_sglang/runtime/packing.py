@@ -84,9 +84,7 @@ class PackedAdapter:
             ValueError: a matrix is missing or has another shape than the layout says. Slots may then
                 hold part of the adapter; the caller must not use them.
         """
-        images = [
-            torch.zeros((self.layout.slots, size), dtype=torch.uint8) for size in self.pool.row_bytes
-        ]
+        images = [torch.zeros((self.layout.slots, size), dtype=torch.uint8) for size in self.pool.row_bytes]
         for index, layer in enumerate(self.layout.layers):
             if not layer.pieces:
                 continue

@@ -41,7 +41,9 @@ class UnifiedPool:
         for layer, (k, v) in enumerate(zip(k_buffer, v_buffer, strict=True)):
             k_rows, v_rows = _byte_rows(k, f"K buffer {layer}"), _byte_rows(v, f"V buffer {layer}")
             if k_rows.shape[0] != self.rows or v_rows.shape[0] != self.rows:
-                raise ValueError(f"elora: KV buffers of layer {layer} have another number of slots than layer 0")
+                raise ValueError(
+                    f"elora: KV buffers of layer {layer} have another number of slots than layer 0"
+                )
             self._rows_2d.append((k_rows, v_rows))
             self._flat.append((k_rows.view(-1), v_rows.view(-1)))
         self.row_bytes: tuple[int, int] = self._row_bytes(0)
@@ -61,7 +63,7 @@ class UnifiedPool:
         return self._rows_2d[layer][stream]
 
     def byte_run(self, layer: int, stream: int, first_slot: int, offset: int, size: int) -> torch.Tensor:
-        """``size`` bytes from byte ``offset`` of the run of slots that starts at ``first_slot``: uint8 view."""
+        """``size`` bytes from byte ``offset`` of the run of slots starting at ``first_slot``: uint8 view."""
         start = first_slot * self.row_bytes[stream] + offset
         return self._flat[layer][stream][start : start + size]
 

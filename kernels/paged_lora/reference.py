@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ import torch
 from elora_sglang.kernels.paged_lora.segments import Segment, SegmentBatch
 
 
-def add_lora(x: torch.Tensor, out: torch.Tensor, batch: SegmentBatch, layer: int, module: str) -> torch.Tensor:
+def add_lora(
+    x: torch.Tensor, out: torch.Tensor, batch: SegmentBatch, layer: int, module: str
+) -> torch.Tensor:
     """``out += LoRA(x)`` for all active segments; changes and returns ``out``."""
-    work = [(segment, weights) for segment, weights in _work(batch, layer, module)]
+    work = _work(batch, layer, module)
     if not work:
         return out
     rows_in, rows_out = _grouped(x, batch), _grouped(out, batch)
@@ -32,7 +33,7 @@ def shrink(x: torch.Tensor, batch: SegmentBatch, layer: int, module: str) -> tor
 
     R and the row order depend on the batch only, so the result can be all-reduced across tp ranks.
     """
-    work = [(segment, weights) for segment, weights in _work(batch, layer, module)]
+    work = _work(batch, layer, module)
     rows_in = _grouped(x, batch)
     width = max((weights.rank_rows for _, weights in work), default=0)
     h = x.new_zeros((rows_in.shape[0], width))
@@ -43,7 +44,7 @@ def shrink(x: torch.Tensor, batch: SegmentBatch, layer: int, module: str) -> tor
 
 def expand(h: torch.Tensor, out: torch.Tensor, batch: SegmentBatch, layer: int, module: str) -> torch.Tensor:
     """``out += scaling * B @ h`` with ``h`` from :func:`shrink`; changes and returns ``out``."""
-    work = [(segment, weights) for segment, weights in _work(batch, layer, module)]
+    work = _work(batch, layer, module)
     if not work:
         return out
     rows_out = _grouped(out, batch)
@@ -53,12 +54,10 @@ def expand(h: torch.Tensor, out: torch.Tensor, batch: SegmentBatch, layer: int, 
     return _scatter(out, rows_out, batch)
 
 
-def _work(batch: SegmentBatch, layer: int, module: str) -> Iterator[tuple[Segment, Any]]:
+def _work(batch: SegmentBatch, layer: int, module: str) -> list[tuple[Segment, Any]]:
     """Segments whose adapter touches this module, with its matrices there."""
-    for segment in batch.segments:
-        weights = segment.adapter.module(layer, module)
-        if weights is not None:
-            yield segment, weights
+    found = [(segment, segment.adapter.module(layer, module)) for segment in batch.segments]
+    return [(segment, weights) for segment, weights in found if weights is not None]
 
 
 def _shrink_into(x: torch.Tensor, h: torch.Tensor, weights: Any) -> None:

@@ -183,7 +183,12 @@ class World:
         ids = [lora_id for lora_id, _ in requests]
         with no_pinning():
             self.pool.prepare_lora_batch(
-                set(ids), self.manager.loras, self.manager.lora_modules, {}, None, None
+                cur_uids=set(ids),
+                lora_adapters=self.manager.loras,
+                lora_modules=self.manager.lora_modules,
+                lora_refs={},
+                lora_embed_tokens_module=None,
+                lora_lm_head_module=None,
             )
         ranks, scalings = [0] * self.pool.max_loras_per_batch, [0.0] * self.pool.max_loras_per_batch
         for lora_id in filter(None, ids):
@@ -248,7 +253,8 @@ def make_world(
             for name, layer in modules.items():
                 target = get_target_module_name(name, MODULES)
                 layer.set_lora_info(
-                    pool.get_tensor(target, index, LoRAType.LORA_A), pool.get_tensor(target, index, LoRAType.LORA_B)
+                    pool.get_tensor(target, index, LoRAType.LORA_A),
+                    pool.get_tensor(target, index, LoRAType.LORA_B),
                 )
     manager = SimpleNamespace(loras={}, lora_refs={}, lora_modules=wrapped, lora_backend=backend)
     world = World(shape, model, pool, manager, stock)
@@ -262,7 +268,9 @@ def bind_kv(world: World, kv_dtype: torch.dtype, page_size: int, slots: int, kv_
     """Give the world a fresh KV pool, laid out like SGLang's MHATokenToKVPool (K and V halves fused)."""
     store = torch.uint8 if kv_dtype.itemsize == 1 else kv_dtype
     rows = slots + page_size
-    fused = [torch.zeros((2, rows, kv_heads, world.shape.head_dim), dtype=store) for _ in range(world.shape.layers)]
+    fused = [
+        torch.zeros((2, rows, kv_heads, world.shape.head_dim), dtype=store) for _ in range(world.shape.layers)
+    ]
     for buffer in fused:
         buffer.view(torch.uint8).random_(generator=torch.Generator().manual_seed(1))
     world.kv = ([b[0] for b in fused], [b[1] for b in fused])
@@ -279,7 +287,7 @@ def random_adapter(
     layers: list[int] | None = None,
     **config: Any,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A PEFT config and tensors with noticeable random weights; ``rank_pattern`` in ``config`` is honoured."""
+    """A PEFT config and noticeable random tensors; a ``rank_pattern`` in ``config`` is honoured."""
     generator = torch.Generator().manual_seed(seed)
     options = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": modules, **config}
     tensors: dict[str, torch.Tensor] = {}
@@ -297,7 +305,8 @@ def random_adapter(
 
 def scattered_slots(count: int, slots: int, page_size: int, seed: int) -> torch.Tensor:
     """``count`` slots as whole pages in random places, never page 0, in random page order."""
-    pages = torch.randperm(slots // page_size, generator=torch.Generator().manual_seed(seed))[: count // page_size]
+    generator = torch.Generator().manual_seed(seed)
+    pages = torch.randperm(slots // page_size, generator=generator)[: count // page_size]
     return ((pages[:, None] + 1) * page_size + torch.arange(page_size)).flatten()
 
 

@@ -1,4 +1,4 @@
-"""EloraLoRAMemoryPool: adapters through SGLang's own layers into pool slots, per dtype, page size and shard."""
+"""EloraLoRAMemoryPool: adapters through SGLang's layers into pool slots, per dtype, page size, shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_world import (
 from sglang.srt.lora.lora_config import LoRAConfig
 
 from elora_sglang.integration.adapter_files import AdapterError
-from elora_sglang.integration.lora_weights import lora_scaling
+from elora_sglang.integration.lora_weights import FUSED, lora_scaling
 from elora_sglang.runtime.layout import CUT_WORTH
 
 SHAPE = Shape()
@@ -105,7 +105,9 @@ def test_bytes_round_trip(
     world = make_world(dtype=dtype, kv_dtype=kv_dtype, page_size=page_size, tp=tp)
     for number, (lora_id, modules) in enumerate(TARGETS.items()):
         file_dtype = [torch.float32, torch.float16, torch.bfloat16][number % 3]
-        config, tensors = random_adapter(SHAPE, modules, [1, 4, 12][number % 3], seed=number, dtype=file_dtype)
+        config, tensors = random_adapter(
+            SHAPE, modules, [1, 4, 12][number % 3], seed=number, dtype=file_dtype
+        )
         world.add(lora_id, config, tensors)
         with tp_shard(*tp):
             slots = place(world, lora_id, order, seed=number)
@@ -164,13 +166,13 @@ def test_life_of_an_adapter() -> None:
     pool = world.pool
     world.add("a", *random_adapter(SHAPE, ["o_proj"], 4, seed=1))
     slots = contiguous_slots(pool.slots_needed("a"), 1)
-    pool.prepare_lora_batch({None}, {}, [], {}, None, None)  # what SGLang does before the pool is bound
+    pool.prepare_lora_batch({None}, {}, [], {})  # what SGLang does before the pool is bound
     with pytest.raises(RuntimeError, match="not resident: a"):
-        pool.prepare_lora_batch({None, "a"}, {}, [], {}, None, None)
+        pool.prepare_lora_batch({None, "a"}, {}, [], {})
     pool.load("a", slots)
     with pytest.raises(ValueError, match="already resident"):
         pool.load("a", slots)
-    pool.prepare_lora_batch({None, "a"}, {}, [], {}, None, None)
+    pool.prepare_lora_batch({None, "a"}, {}, [], {})
     assert pool.uid_to_buffer_id == {None: 0, "a": 1}
     pool.remove_lora("a")  # SGLang's unload: the slots are still the cache's to free
     pool.remove_lora("a")
@@ -209,12 +211,12 @@ def test_batch_numbers_do_not_depend_on_set_order() -> None:
         count = world.pool.slots_needed(lora_id)
         world.pool.load(lora_id, torch.arange(free, free + count))
         free += count
-    world.pool.prepare_lora_batch({*ids[::-1][:5], None}, {}, [], {}, None, None)
+    world.pool.prepare_lora_batch({*ids[::-1][:5], None}, {}, [], {})
     assert world.pool.uid_to_buffer_id == {None: 0, **{i: n for n, i in enumerate(ids[1:], start=1)}}
-    world.pool.prepare_lora_batch(set(ids), {}, [], {}, None, None)  # as many adapters as indices
+    world.pool.prepare_lora_batch(set(ids), {}, [], {})  # as many adapters as indices
     assert world.pool.uid_to_buffer_id == {i: n for n, i in enumerate(ids)}
     with pytest.raises(RuntimeError, match="--max-loras-per-batch is 6"):
-        world.pool.prepare_lora_batch({*ids, None}, {}, [], {}, None, None)
+        world.pool.prepare_lora_batch({*ids, None}, {}, [], {})
 
 
 def test_any_lora_rank_is_supported_but_only_wrapped_modules() -> None:
@@ -265,7 +267,12 @@ def test_rank_and_alpha_patterns_follow_peft(use_rslora: bool) -> None:
         SHAPE, ALL_LINEAR, 8, seed=5, rank_pattern=ranks, alpha_pattern=alphas, use_rslora=use_rslora
     )
     world.add("a", config, tensors)
-    groups = {"qkv_proj": ALL_LINEAR[:3], "o_proj": ["o_proj"], "gate_up_proj": ALL_LINEAR[4:6], "down_proj": ["down_proj"]}
+    groups = {
+        "qkv_proj": ALL_LINEAR[:3],
+        "o_proj": ["o_proj"],
+        "gate_up_proj": ALL_LINEAR[4:6],
+        "down_proj": ["down_proj"],
+    }
     for module, parts in groups.items():
         deltas = []
         for part in parts:
@@ -282,8 +289,10 @@ def test_adapter_trained_on_fused_modules_stores_its_a_once() -> None:
     world.add("a", config, tensors)
     assert world.pool._layout("a").payload_bytes == sum(t.numel() * 4 for t in tensors.values())
     for module in ("qkv_proj", "gate_up_proj"):
-        a, b = (next(t for n, t in tensors.items() if f"layers.0.{p}.{module}.lora_{s}" in n)
-                for p, s in (("self_attn" if module == "qkv_proj" else "mlp", s) for s in "AB"))
+        a, b = (
+            next(t for n, t in tensors.items() if f"layers.0.{p}.{module}.lora_{s}" in n)
+            for p, s in (("self_attn" if module == "qkv_proj" else "mlp", s) for s in "AB")
+        )
         torch.testing.assert_close(effective_delta(world, "a", 0, module), 2.0 * b @ a)
 
 
@@ -305,11 +314,17 @@ def test_layers_without_lora_take_part_without_weights() -> None:
     ("change", "message"),
     [
         (lambda t: t.pop(next(n for n in t if "lora_B" in n)), "no other half"),
-        (lambda t: t.update({"base_model.model.model.layers.0.self_attn.o_proj.bias": torch.ones(4)}), "neither"),
+        (
+            lambda t: t.update({"base_model.model.model.layers.0.self_attn.o_proj.bias": torch.ones(4)}),
+            "neither",
+        ),
         (lambda t: t.update({next(n for n in t if "lora_B" in n): torch.ones(64, 3)}), "one LoRA rank"),
         (
             lambda t: t.update(
-                {f"base_model.model.model.layers.0.self_attn.g_proj.lora_{s}.weight": torch.ones(4, 4) for s in "AB"}
+                {
+                    f"base_model.model.model.layers.0.self_attn.g_proj.lora_{s}.weight": torch.ones(4, 4)
+                    for s in "AB"
+                }
             ),
             "does not have",
         ),
@@ -328,3 +343,50 @@ def test_adapter_read_without_the_hook_is_refused() -> None:
     del adapter._elora_lora_ranks
     with pytest.raises(RuntimeError, match="without the hook"):
         world.pool.slots_needed("a")
+
+
+def test_deltas_are_what_peft_computes() -> None:
+    """The whole way against the peft library: its adapter, its state dict, its idea of the scaling."""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=SHAPE.hidden,
+            num_attention_heads=SHAPE.heads,
+            num_key_value_heads=SHAPE.kv_heads,
+            head_dim=SHAPE.head_dim,
+            intermediate_size=SHAPE.inner,
+            num_hidden_layers=SHAPE.layers,
+            vocab_size=32,
+        )
+    )
+    options = peft.LoraConfig(
+        r=6,
+        lora_alpha=10,
+        target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+        use_rslora=True,
+        rank_pattern={"v_proj": 3, "layers.1.mlp.down_proj": 11},
+        alpha_pattern={"^model.layers.0.self_attn.q_proj": 4, "up_proj": 5},
+        init_lora_weights=False,
+    )
+    adapted = peft.get_peft_model(model, options)
+    tensors = peft.get_peft_model_state_dict(adapted)
+    config = {**options.to_dict(), "target_modules": sorted(options.target_modules), "peft_type": "LORA"}
+    world = make_world()
+    world.add("a", config, {name: tensor.detach() for name, tensor in tensors.items()})
+    for layer, decoder in enumerate(adapted.base_model.model.model.layers):
+        delta = {
+            name: module.get_delta_weight("default").detach() if hasattr(module, "get_delta_weight") else None
+            for part in (decoder.self_attn, decoder.mlp)
+            for name, module in part.named_children()
+        }
+        for fused, parts in FUSED.items():
+            n_in, _ = SHAPE.features(fused)
+            rows = [
+                torch.zeros(SHAPE.features(part)[1], n_in) if delta[part] is None else delta[part]
+                for part in parts
+            ]
+            torch.testing.assert_close(effective_delta(world, "a", layer, fused), torch.cat(rows))
+        torch.testing.assert_close(effective_delta(world, "a", layer, "down_proj"), delta["down_proj"])

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from lora_world import MODULES, Shape, World, contiguous_slots, make_world, random_adapter, scattered_slots, tp_shard
+from lora_world import (
+    MODULES,
+    Shape,
+    World,
+    contiguous_slots,
+    make_world,
+    random_adapter,
+    scattered_slots,
+    tp_shard,
+)
 from sglang.srt.lora import layers as lora_layers
 
 SHAPE = Shape()
@@ -78,7 +88,9 @@ class SumOverRanks:
         return tensor
 
 
-def outputs(worlds: list[World], requests: list[tuple[str | None, int]], dtype: torch.dtype) -> dict[Any, torch.Tensor]:
+def outputs(
+    worlds: list[World], requests: list[tuple[str | None, int]], dtype: torch.dtype
+) -> dict[Any, torch.Tensor]:
     """Output of every linear layer for one random input, tp shards put together again."""
     rows = sum(count for _, count in requests)
     found: dict[Any, torch.Tensor] = {}
@@ -105,15 +117,19 @@ def outputs(worlds: list[World], requests: list[tuple[str | None, int]], dtype: 
                 found[layer, module] = parts[0]
             else:
                 edges = worlds[0].layer(layer, module).lora_offsets
-                spans = list(zip(edges[:-1], edges[1:], strict=True))
+                spans = list(itertools.pairwise(edges))
                 found[layer, module] = torch.cat([part[:, a:b] for a, b in spans for part in parts], dim=1)
     return found
 
 
-def assert_equal(found: dict[Any, torch.Tensor], expected: dict[Any, torch.Tensor], dtype: torch.dtype) -> None:
+def assert_equal(
+    found: dict[Any, torch.Tensor], expected: dict[Any, torch.Tensor], dtype: torch.dtype
+) -> None:
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 8e-2, torch.float16: 2e-2}[dtype]
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, atol=tolerance, rtol=tolerance, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            found[key], tensor, atol=tolerance, rtol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 @pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES.keys())
@@ -142,7 +158,9 @@ def test_equal_to_stock_slot_buffers(
             )
             load_all(world, order)
         worlds.append(world)
-    expected = outputs([stock_world(dtype, (tp_rank, tp_size)) for tp_rank in range(tp_size)], requests, dtype)
+    expected = outputs(
+        [stock_world(dtype, (tp_rank, tp_size)) for tp_rank in range(tp_size)], requests, dtype
+    )
     assert_equal(outputs(worlds, requests, dtype), expected, dtype)
 
 

@@ -37,7 +37,9 @@ def close(inputs: Inputs, found: torch.Tensor, expected: torch.Tensor | None = N
 def test_mixed_lora_ranks(
     rows: list[tuple[int | None, int]], dtype: torch.dtype, page_size: int, scattered: bool
 ) -> None:
-    inputs = make_inputs(seed=1, ranks=MIXED, rows=rows, dtype=dtype, page_size=page_size, scattered=scattered)
+    inputs = make_inputs(
+        seed=1, ranks=MIXED, rows=rows, dtype=dtype, page_size=page_size, scattered=scattered
+    )
     out = inputs.out.clone()
     result = add_lora(inputs.x, out, inputs.batch(), 0, MODULE)
     assert result.data_ptr() == out.data_ptr(), "must work in place on the base output"

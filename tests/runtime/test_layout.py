@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,13 +55,16 @@ def check(layout: AdapterLayout) -> None:
             assert shape is not None and shape.matrices()[piece.matrix][1] == piece.cols
         for spans in taken.values():
             spans.sort()
-            assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), "overlap"
+            assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "overlap"
         for module in layer.modules:
             for matrix, (count, _) in enumerate(module.matrices()):
                 assert rows.pop((module.name, matrix)) == list(range(count)), "each row once, in order"
         assert not rows
-        cut = [key for key in {(p.module, p.matrix) for p in layer.pieces}
-               if sum((p.module, p.matrix) == key for p in layer.pieces) > 1]
+        cut = [
+            key
+            for key in {(p.module, p.matrix) for p in layer.pieces}
+            if sum((p.module, p.matrix) == key for p in layer.pieces) > 1
+        ]
         assert len(cut) <= 1, f"layer {index} cuts {cut}"
 
 
@@ -76,7 +81,9 @@ def test_any_shapes(
     layout = plan_adapter(layers, itemsize=itemsize, row_bytes=row_bytes, page_size=page_size)
     check(layout)
     assert layout.slots * sum(row_bytes) * len(layers) >= layout.payload_bytes
-    assert layout == plan_adapter(list(map(list, layers)), itemsize=itemsize, row_bytes=row_bytes, page_size=page_size)
+    assert layout == plan_adapter(
+        list(map(list, layers)), itemsize=itemsize, row_bytes=row_bytes, page_size=page_size
+    )
 
 
 def test_table_gives_the_address_of_every_row() -> None:
@@ -108,8 +115,12 @@ def test_a_matrix_is_cut_when_that_saves_slots_and_only_then() -> None:
 
 
 def test_missing_parts_take_no_bytes() -> None:
-    full = plan_adapter([(fused("qkv_proj", 64, (64, 8), (32, 8), (32, 8)),)], itemsize=2, row_bytes=(64, 64), page_size=1)
-    two = plan_adapter([(fused("qkv_proj", 64, (64, 8), (32, 0), (32, 8)),)], itemsize=2, row_bytes=(64, 64), page_size=1)
+    full = plan_adapter(
+        [(fused("qkv_proj", 64, (64, 8), (32, 8), (32, 8)),)], itemsize=2, row_bytes=(64, 64), page_size=1
+    )
+    two = plan_adapter(
+        [(fused("qkv_proj", 64, (64, 8), (32, 0), (32, 8)),)], itemsize=2, row_bytes=(64, 64), page_size=1
+    )
     assert full.payload_bytes - two.payload_bytes == 2 * 8 * (64 + 32)
 
 
@@ -120,7 +131,9 @@ def test_shards_of_one_adapter_need_the_same_slots(tp_size: int) -> None:
         plan_adapter(
             [
                 (
-                    fused("qkv_proj", 4096, (4096 // tp_size, 16), (1024 // tp_size, 16), (1024 // tp_size, 16)),
+                    fused(
+                        "qkv_proj", 4096, (4096 // tp_size, 16), (1024 // tp_size, 16), (1024 // tp_size, 16)
+                    ),
                     fused("down_proj", 14336 // tp_size, (4096, 16)),
                 )
             ],

@@ -60,7 +60,9 @@ def orders(total: int) -> dict[str, list[int]]:
     return {"run": run, "scattered": shuffled, "two runs": run[40:45] + run[60:], "backwards": run[::-1]}
 
 
-def walk(pool: UnifiedPool, layout: AdapterLayout, slots: torch.Tensor, dtype: torch.dtype, layer: int) -> dict:  # type: ignore[type-arg]
+def walk(
+    pool: UnifiedPool, layout: AdapterLayout, slots: torch.Tensor, dtype: torch.dtype, layer: int
+) -> dict:  # type: ignore[type-arg]
     """Read an adapter by the documented addressing, byte by byte, without the code under test."""
     ascending = sorted(slots.tolist())
     found: dict[tuple[str, int], list[list[int]]] = {}
@@ -104,7 +106,9 @@ def test_round_trip(dtype: torch.dtype, kv_dtype: torch.dtype, page_size: int, o
 
 @settings(max_examples=60, deadline=None, print_blob=True)
 @given(order=st.permutations(range(1, 40)), page_size=st.sampled_from([1, 16]), data=st.data())
-def test_any_slots_give_the_same_module_weights(order: list[int], page_size: int, data: st.DataObject) -> None:
+def test_any_slots_give_the_same_module_weights(
+    order: list[int], page_size: int, data: st.DataObject
+) -> None:
     kv_dtype = data.draw(st.sampled_from(KV_DTYPES))
     pool = make_pool(kv_dtype, page_size, slots=640)
     layout = make_layout(pool, torch.float32)
@@ -159,7 +163,10 @@ def test_scattered_slots_keep_no_second_copy() -> None:
         (lambda n: torch.arange(16 * 100, 16 * 100 + n), "outside the pool"),
         (lambda n: torch.arange(-16, n - 16), "outside the pool"),
         (lambda n: torch.arange(17, 17 + n), "whole pages"),
-        (lambda n: torch.cat((torch.arange(16, 16 + n - 16), torch.arange(16 * 30 + 8, 16 * 31 + 8))), "whole pages"),
+        (
+            lambda n: torch.cat((torch.arange(16, 16 + n - 16), torch.arange(16 * 30 + 8, 16 * 31 + 8))),
+            "whole pages",
+        ),
     ],
 )
 def test_slots_that_cannot_hold_the_adapter_are_refused(slots, message: str) -> None:  # type: ignore[no-untyped-def]
