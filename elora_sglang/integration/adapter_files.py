@@ -73,7 +73,7 @@ class AdapterFiles:
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
             digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

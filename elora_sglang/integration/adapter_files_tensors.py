@@ -154,6 +154,6 @@ def verify_checksums(tensors: dict[str, torch.Tensor], expected: dict[str, str] 
         if name not in tensors or name not in expected:
             where = "was not sent" if name not in tensors else "has no expected checksum"
             raise AdapterError(TENSORS, f"{name!r} {where}", "Send the same names in both.")
-        data = memoryview(tensors[name].flatten().view(torch.uint8).numpy())
-        if hashlib.sha256(data).hexdigest() != expected[name]:
+        data = tensors[name].flatten().view(torch.uint8).numpy()
+        if hashlib.sha256(data.data).hexdigest() != expected[name]:
             raise AdapterError(TENSORS, f"{name!r} does not match its expected checksum", "Send it again.")

@@ -10,7 +10,7 @@ from sglang.srt.lora.lora_registry import LoRARef, LoRARegistry
 from elora_sglang.integration.adapter_names import unknown_adapter
 
 
-class VersionedRegistry(LoRARegistry):  # type: ignore[misc]
+class VersionedRegistry(LoRARegistry):
     """SGLang's registry, with versions: a name can move to another version while the old one is in use.
 
     Lives in the tokenizer process; every method that changes state does so without giving up the event
@@ -69,7 +69,7 @@ class VersionedRegistry(LoRARegistry):  # type: ignore[misc]
         for lora_id in ids:
             if lora_id is not None:
                 self._users[lora_id] += 1
-        return ids[0] if isinstance(lora_name, str) else ids
+        return ids if isinstance(lora_name, list) else self._current(lora_name)
 
     async def release(self, lora_id: str | list[str | None] | None) -> None:
         """End one hold per id. ``None``: the base model, or a request that never got a version."""
