@@ -52,12 +52,16 @@ def _refuse_first(rows: Any) -> None:
 
 def imply_settings(server_args: Any, previous: Callable[[Any], None]) -> None:
     """Resolution step ``handle_missing_default_values``: the settings that ``--elora`` implies."""
-    previous(server_args)
     if not config.current(server_args).enabled:
+        previous(server_args)
         return
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     args = resolving_view(server_args)
+    if args.device is None and on_elora_cpu_platform():
+        # SGLang's own default asks the platform for a string and gets a torch.device.
+        declare_resolution(server_args, _SOURCE, device="cpu")
+    previous(server_args)
     for line in flags_lora.warnings(args, type(server_args)(model_path=args.model_path)):
         logger.warning("elora: %s", line)
     declare_resolution(
@@ -66,6 +70,13 @@ def imply_settings(server_args: Any, previous: Callable[[Any], None]) -> None:
         radix_cache_backend="elora",
         **flags_lora.implied_values(args),
     )
+
+
+def on_elora_cpu_platform() -> bool:
+    """Whether SGLang chose our CPU platform in this process. Imports SGLang's platforms."""
+    from sglang.srt.platforms import current_platform
+
+    return type(current_platform).__module__.startswith("elora_sglang.platform")
 
 
 def final_checks(server_args: Any, previous: Callable[[Any], None]) -> None:

@@ -24,7 +24,7 @@ def register() -> None:
 
 
 def _register() -> None:
-    from elora_sglang.integration import verify
+    from elora_sglang.integration import engine, verify
     from elora_sglang.integration.plugin_hooks import install
     from elora_sglang.patches.base import Patch, Process, When, discover, select
 
@@ -32,22 +32,14 @@ def _register() -> None:
     child = config.announce_launcher()
     install(select(patches, process={Process.MAIN}, when={When.ALWAYS}))
     if ENGINE_MODULE in sys.modules:
-        from elora_sglang.integration.engine import accept_engine_keywords
-
-        accept_engine_keywords()
+        engine.accept_engine_keywords()
     if SCHEDULER_MODULE not in sys.modules:
         return
     # A scheduler process, or an Engine's launcher, whose schedulers may be forked from it.
     needed: tuple[Patch, ...] = ()
-    if _on_elora_cpu_platform():
+    if engine.on_elora_cpu_platform():
         needed += select(patches, process={Process.SCHEDULER}, when={When.CPU})
     if child and config.launcher_enabled():
         needed += verify.scheduler_patches()
     verify.check_all(needed)
     install(needed)
-
-
-def _on_elora_cpu_platform() -> bool:
-    from sglang.srt.platforms import current_platform
-
-    return type(current_platform).__module__.startswith("elora_sglang.platform")
