@@ -83,6 +83,19 @@ PATCHES = (
     ),
     *(
         Patch(
+            name=f"adapter_names_per_prompt_{kind.lower()}",
+            target=f"sglang.srt.managers.io_struct.{kind}ReqInput.normalize_batch_and_arguments",
+            kind=Kind.AROUND,
+            hook=f"{_NAMES}.normalize_request",
+            why="lora_path as a list for one prompt ends stock's scheduler process; here it is one name or a 400",
+            upstream=_SOURCE + "managers/io_struct.py",
+            remove_when="SGLang checks the length of lora_path against the prompts",
+            process=Process.TOKENIZER,
+        )
+        for kind in ("Generate", "Embedding")
+    ),
+    *(
+        Patch(
             name=f"adapter_names_ollama_{route}",
             target=f"{_OLLAMA}.handle_{route}",
             kind=Kind.AROUND,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sglang.srt.entrypoints.ollama.serving import OllamaServing
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
     from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+    from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 #: Requests whose handlers pass ``lora_path`` on.
@@ -104,6 +105,32 @@ async def handle_ollama(
         except NameFault as fault:
             return orjson_response({"error": str(fault)}, status_code=fault.status_code)
     return await original(serving, request, raw_request)
+
+
+def normalize_request(original: Callable[..., None], request: GenerateReqInput | EmbeddingReqInput) -> None:
+    """AROUND ``normalize_batch_and_arguments``: one name per prompt. Mutates the request.
+
+    In stock SGLang a list for a single prompt ends the scheduler process (``schedule_batch.py``,
+    ``Req.__init__``), and a list of another length than the batch is an internal error.
+
+    Raises:
+        NameFault: 400, the list does not fit the prompts.
+    """
+    original(request)
+    rows = request.lora_path
+    if not isinstance(rows, list):
+        return
+    # The lists of a batch are as long as what it expands to: prompts times samples.
+    prompts = 1 if request.is_single else request.batch_size
+    samples = 1 if request.is_single else getattr(request, "parallel_sample_num", 1)
+    if len(rows) != prompts * samples:
+        raise NameFault(
+            HTTPStatus.BAD_REQUEST,
+            f"lora_path has {len(rows) // samples} entries for {prompts} prompts; send one name, or one per prompt.",
+            "lora_path",
+        )
+    if request.is_single:
+        request.lora_path = rows[0]
 
 
 def _require_base(manager: TokenizerManager, model: str, api: str) -> None:

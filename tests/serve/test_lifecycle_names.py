@@ -37,8 +37,8 @@ def body(model: Any = ..., lora_path: Any = ..., **fields: Any) -> dict[str, Any
     }
 
 
-def complete(server: live.LiveServer, **fields: Any) -> live.Reply:
-    return server.post("/v1/completions", body(prompt=PROMPT, **fields))
+def complete(server: live.LiveServer, prompt: Any = PROMPT, **fields: Any) -> live.Reply:
+    return server.post("/v1/completions", body(prompt=prompt, **fields))
 
 
 def chat(server: live.LiveServer, **fields: Any) -> live.Reply:
@@ -182,16 +182,32 @@ def test_an_unmodified_openai_client(server: live.LiveServer) -> None:
         client.completions.create(model="sqll", prompt=PROMPT, max_tokens=1)
 
 
+def test_lists_that_do_not_fit_the_prompts(server: live.LiveServer) -> None:
+    """A list for a single prompt ends the scheduler process of stock SGLang."""
+    one = server.post(
+        "/generate", {"text": PROMPT, "lora_path": ["sql"], "sampling_params": {"max_new_tokens": 1}}
+    )
+    assert one.status == 200
+    for text_, names in (
+        (PROMPT, ["sql", "sql"]),
+        (PROMPT, []),
+        ([PROMPT] * 3, ["sql"]),
+        ([PROMPT], ["sql"] * 2),
+    ):
+        reply = server.post("/generate", {"text": text_, "lora_path": names})
+        assert reply.status == 400 and "one per prompt" in reply.text
+        assert complete(server, prompt=text_, lora_path=names).status == 400
+    two = {"max_new_tokens": 2, "n": 2}
+    for names in ("sql", ["sql", None]):
+        reply = server.post("/generate", {"text": [PROMPT] * 2, "lora_path": names, "sampling_params": two})
+        assert reply.status == 200 and len(reply.json()) == 4
+    assert server.alive()
+
+
 def test_a_wrong_name_leaves_nothing_behind(server: live.LiveServer) -> None:
-    for _ in range(20):
-        assert server.post("/generate", {"text": PROMPT, "lora_path": ["sql"], "rid": "same"}).status in (
-            200,
-            400,
-        )
-        assert (
-            server.post("/generate", {"text": PROMPT, "lora_path": "sqll", "rid": "same-single"}).status
-            == 404
-        )
+    for _ in range(10):
+        reply = server.post("/generate", {"text": PROMPT, "lora_path": "sqll", "rid": "the-same"})
+        assert reply.status == 404 and "Unknown adapter" in reply.text
     assert "Task exception was never retrieved" not in server.log_text()
     assert server.alive()
 
