@@ -31,7 +31,7 @@ class EloraBatchInfo:
     use_cuda_graph: bool = False
 
 
-class EloraLoRABackend(BaseLoRABackend):  # type: ignore[misc]
+class EloraLoRABackend(BaseLoRABackend):
     """Any number of adapters and any mix of LoRA ranks per batch; nothing is padded or copied."""
 
     name = NAME

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PLACE = "_elora_place"
 
 
-class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
+class EloraLoRAMemoryPool(LoRAMemoryPool):
     """Adapters in slots of the KV pool. Same constructor as the class it replaces.
 
     Life of an adapter here: ``slots_needed`` (any time after it is loaded on the CPU), ``load`` into
@@ -149,7 +149,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         """Forget all residency, as after a flush."""
         self._packed.clear()
         self.batch_adapters = []
-        self.uid_to_buffer_id = {}
+        self.uid_to_buffer_id: dict[str | None, int] = {}
 
     def read_bytes(self, lora_id: str) -> torch.Tensor:
         """The resident adapter's weights as they are in the pool now: uint8 ``[payload bytes]``, a copy.
@@ -249,7 +249,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):  # type: ignore[misc]
         missing = sorted(uid for uid in cur_uids if uid is not None and uid not in self._packed)
         if missing:
             raise RuntimeError(f"elora: batch with adapters that are not resident: {', '.join(missing)}")
-        numbered: list[str | None] = sorted(uid for uid in cur_uids if uid is not None)
+        numbered: list[str | None] = [*sorted(uid for uid in cur_uids if uid is not None)]
         if None in cur_uids or len(numbered) < self.max_loras_per_batch:
             numbered.insert(0, None)
         if len(numbered) > self.max_loras_per_batch:

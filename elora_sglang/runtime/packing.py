@@ -72,7 +72,7 @@ class PackedAdapter:
             steps[1:] = (host[1:] - host[:-1]) != 1
         #: number of the run of consecutive slots that each slot belongs to
         self._run: list[int] = steps.cumsum(0).tolist()
-        self._in_place: dict[tuple[int, str], ModuleWeights | None] = {}
+        self._modules: dict[tuple[int, str], ModuleWeights | _Scattered | None] = {}
 
     def write(self, matrices: Callable[[int], LayerMatrices]) -> None:
         """Write the weights of all layers into the pool, cast to the stored type. Mutates the pool.
@@ -105,9 +105,8 @@ class PackedAdapter:
                 )
             for stream, image in enumerate(images):
                 used = -(-layer.stream_bytes[stream] // self.pool.row_bytes[stream])
-                self.pool.byte_rows(index, stream).index_copy_(
-                    0, self.slots[:used], image[:used].to(self.pool.device)
-                )
+                words = image[:used].view(torch.int64).to(self.pool.device)
+                self.pool.word_rows(index, stream).index_copy_(0, self.slots[:used], words)
 
     def read(self) -> list[dict[tuple[str, int], torch.Tensor]]:
         """The stored matrices of all layers, copied out of the pool; keys as in :data:`LayerMatrices`."""
@@ -123,35 +122,53 @@ class PackedAdapter:
         """The matrices of one module as the kernels take them; None when the adapter has none there.
 
         A matrix whose slots are one run of consecutive slots is a view of the pool, found once and
-        kept; one that is scattered is gathered by one ``index_select`` on every call.
+        kept; scattered ones are gathered on every call, by one ``index_select`` per stream.
         """
         key = (layer, name)
-        if key in self._in_place:
-            return self._in_place[key]
-        pieces = self.layout.layers[layer].pieces_of(name)
-        weights = self._assemble(layer, name, pieces) if pieces else None
-        if all(self._is_run(piece) for piece in pieces):
-            self._in_place[key] = weights
-        return weights
+        if key not in self._modules:
+            self._modules[key] = self._resolve(layer, name)
+        found = self._modules[key]
+        return found.gather() if isinstance(found, _Scattered) else found
 
-    def _assemble(self, layer: int, name: str, pieces: tuple[Piece, ...]) -> ModuleWeights:
+    def _resolve(self, layer: int, name: str) -> ModuleWeights | _Scattered | None:
         shape = self.layout.layers[layer].module(name)
-        assert shape is not None
-        shrink: list[ShrinkPart] = []
-        expand: list[ExpandPart] = []
-        first_row = [0, 0]  # of each slice in the stacked LoRA-rank rows; index = matrix
+        if shape is None:
+            return None
+        pieces = self.layout.layers[layer].pieces_of(name)
+        first_row = [0, 0]  # by matrix: where its LoRA-rank rows begin among the stacked ones
         for part in shape.slices:
             first_row.append(first_row[-1] + part.rank)
+        sources: list[tuple[torch.Tensor, torch.Tensor]] = []
+        source_of: dict[int, tuple[int, int]] = {}  # stream -> (index into sources, first byte there)
+        for stream in (0, 1):
+            apart = [p for p in pieces if p.stream == stream and not self._is_run(p)]
+            if apart:
+                first, last = self._span(apart[0])[0], self._span(apart[-1])[1]
+                source_of[stream] = (len(sources), first * self.pool.row_bytes[stream])
+                sources.append((self.pool.word_rows(layer, stream), self.slots[first : last + 1]))
+        shrink: list[tuple[ShrinkPart, _Place]] = []
+        expand: list[tuple[ExpandPart, _Place]] = []
         for piece in pieces:
-            stored = self._stored(layer, piece)
-            first = first_row[piece.matrix] + piece.row
-            last = first + piece.rows
+            size, stride = (piece.rows, piece.cols), (piece.cols, 1)
             if piece.matrix == 0:
-                shrink.append(ShrinkPart(first, last, stored.t()))
+                size, stride = size[::-1], stride[::-1]
+            if self._is_run(piece):
+                place, stored = None, self._stored(layer, piece)
+                weight = stored.t() if piece.matrix == 0 else stored
+            else:
+                source, start = source_of[piece.stream]
+                place = (source, size, stride, (piece.offset - start) // self.layout.itemsize)
+                weight = _NOTHING
+            first = first_row[piece.matrix] + piece.row
+            if piece.matrix == 0:
+                shrink.append((ShrinkPart(first, first + piece.rows, weight), place))
             else:
                 part = shape.slices[piece.matrix - 1]
-                expand.append(ExpandPart(first, last, part.offset, part.offset + part.width, stored))
-        return ModuleWeights(shape.rank_rows, tuple(shrink), tuple(expand))
+                edges = (first, first + piece.rows, part.offset, part.offset + part.width)
+                expand.append((ExpandPart(*edges, weight), place))
+        if sources:
+            return _Scattered(shape.rank_rows, self.dtype, sources, shrink, expand)
+        return ModuleWeights(shape.rank_rows, tuple(p for p, _ in shrink), tuple(p for p, _ in expand))
 
     def _span(self, piece: Piece) -> tuple[int, int]:
         """First and last index into ``slots`` that the piece touches."""
@@ -172,9 +189,45 @@ class PackedAdapter:
         if self._run[first] == self._run[last]:
             data = self.pool.byte_run(layer, piece.stream, self._first_slot[first], skip, size)
         else:
-            rows = self.pool.byte_rows(layer, piece.stream).index_select(0, self.slots[first : last + 1])
-            data = rows.view(-1)[skip : skip + size]
+            words = self.pool.word_rows(layer, piece.stream).index_select(0, self.slots[first : last + 1])
+            data = words.view(torch.uint8).view(-1)[skip : skip + size]
         return data.view(self.dtype).view(piece.rows, piece.cols)
+
+
+#: Where a gathered matrix lies: (source, size, stride, first element), or None for one that is in place.
+_Place = tuple[int, tuple[int, int], tuple[int, int], int] | None
+
+_NOTHING = torch.empty(0)
+
+
+class _Scattered:
+    """A module whose matrices do not all lie in consecutive slots: what to gather, and how to see it."""
+
+    def __init__(
+        self,
+        rank_rows: int,
+        dtype: torch.dtype,
+        sources: list[tuple[torch.Tensor, torch.Tensor]],
+        shrink: list[tuple[ShrinkPart, _Place]],
+        expand: list[tuple[ExpandPart, _Place]],
+    ) -> None:
+        self._rank_rows, self._dtype, self._sources = rank_rows, dtype, sources
+        self._shrink, self._expand = shrink, expand
+
+    def gather(self) -> ModuleWeights:
+        """Copy the scattered rows together: one ``index_select`` per stream. The result owns its memory."""
+        rows = [words.index_select(0, slots).view(self._dtype) for words, slots in self._sources]
+        return ModuleWeights(
+            self._rank_rows,
+            tuple(
+                part if at is None else ShrinkPart(*part[:2], rows[at[0]].as_strided(*at[1:]))
+                for part, at in self._shrink
+            ),
+            tuple(
+                part if at is None else ExpandPart(*part[:4], rows[at[0]].as_strided(*at[1:]))
+                for part, at in self._expand
+            ),
+        )
 
 
 def _check_slots(slots: torch.Tensor, pool: UnifiedPool, layout: AdapterLayout) -> None:

@@ -37,6 +37,7 @@ class UnifiedPool:
         self.device = k_buffer[0].device
         self.rows = int(k_buffer[0].shape[0])
         self._rows_2d: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._words: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._flat: list[tuple[torch.Tensor, torch.Tensor]] = []
         for layer, (k, v) in enumerate(zip(k_buffer, v_buffer, strict=True)):
             k_rows, v_rows = _byte_rows(k, f"K buffer {layer}"), _byte_rows(v, f"V buffer {layer}")
@@ -45,6 +46,7 @@ class UnifiedPool:
                     f"elora: KV buffers of layer {layer} have another number of slots than layer 0"
                 )
             self._rows_2d.append((k_rows, v_rows))
+            self._words.append((k_rows.view(torch.int64), v_rows.view(torch.int64)))
             self._flat.append((k_rows.view(-1), v_rows.view(-1)))
         self.row_bytes: tuple[int, int] = self._row_bytes(0)
         for layer in range(self.num_layers):
@@ -61,6 +63,10 @@ class UnifiedPool:
     def byte_rows(self, layer: int, stream: int) -> torch.Tensor:
         """All K (``stream`` 0) or V (1) rows of a layer: uint8 view ``[rows, row_bytes[stream]]``."""
         return self._rows_2d[layer][stream]
+
+    def word_rows(self, layer: int, stream: int) -> torch.Tensor:
+        """The same rows as :meth:`byte_rows` in 8-byte words, int64 view: rows are copied faster this way."""
+        return self._words[layer][stream]
 
     def byte_run(self, layer: int, stream: int, first_slot: int, offset: int, size: int) -> torch.Tensor:
         """``size`` bytes from byte ``offset`` of the run of slots starting at ``first_slot``: uint8 view."""
