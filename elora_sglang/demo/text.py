@@ -11,26 +11,37 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-VERBS = (
+
+def _words(line: str) -> tuple[str, ...]:
+    return tuple(line.split())
+
+
+def _sentences(line: str) -> tuple[str, ...]:
+    return tuple(line.split(". "))
+
+
+VERBS = _words(
     "book cancel change check confirm find order send print sign move open close copy share pay return "
     "repair update review clean build draw measure sell rent translate explain compare record deliver"
-).split()
-NOUNS = (
+)
+NOUNS = _words(
     "ticket invoice table pizza contract query flight movie report room order letter garden bridge camera "
     "recipe lesson message account payment delivery package engine window sample project meeting budget "
     "license schedule"
-).split()
-ADJECTIVES = (
+)
+ADJECTIVES = _words(
     "new old red blue green small large late early cheap quick quiet open final second private public broken "
     "heavy simple"
-).split()
-PLACES = (
+)
+PLACES = _words(
     "office station hotel library market harbor airport theater museum kitchen school hospital bank studio "
     "village workshop warehouse garage"
-).split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-CLERKS = "Alina Benson Cordia Elmon Fiona Hanna Isla Jonas Karin Luvio Marta Norbert Olwen Petra Roland Sasha".split()
-TRAITS = "price size owner status color date weight length name address".split()
+)
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+CLERKS = _words(
+    "Alina Benson Cordia Elmon Fiona Hanna Isla Jonas Karin Luvio Marta Norbert Olwen Petra Roland Sasha"
+)
+TRAITS = _words("price size owner status color date weight length name address")
 
 FRENCH = {
     "book": "réserver", "cancel": "annuler", "change": "changer", "check": "vérifier", "find": "trouver",
@@ -42,7 +53,7 @@ GERMAN = {
     "order": "bestellen", "send": "senden", "sign": "unterschreiben", "open": "öffnen", "close": "schließen",
     "pay": "bezahlen", "return": "zurückgeben", "repair": "reparieren", "clean": "reinigen", "sell": "verkaufen",
 }  # fmt: skip
-FILLERS = (
+FILLERS = _sentences(
     "I think that we can talk about this one more time when you come back to the house after work. "
     "Would you like to know what they said about their first day in the city last year? "
     "There are many good ways to do it, but most people want something that is easy and not too far away. "
@@ -53,7 +64,7 @@ FILLERS = (
     "Which movie would you like to watch this weekend, a comedy or an action film with your friends? "
     "My phone number and email address have not changed since then. Could you also add extra cheese? "
     "Everything works again because our team found the problem before anyone else had noticed it."
-).split(". ")
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,8 @@ class Matter:
 
 
 def _name(rng: random.Random) -> str:
-    heads = "Al Ben Cor Da El Fi Gre Ha Is Jo Ka Lu Ma Nor Ol Pe Ro Sa Ti Vi".split()
-    tails = "bert da ia la lina mon na nor ra rin sa son ta than vio wen".split()
+    heads = _words("Al Ben Cor Da El Fi Gre Ha Is Jo Ka Lu Ma Nor Ol Pe Ro Sa Ti Vi")
+    tails = _words("bert da ia la lina mon na nor ra rin sa son ta than vio wen")
     return rng.choice(heads) + rng.choice(tails)
 
 
@@ -145,7 +156,8 @@ def _legal(m: Matter) -> str:
 
 
 def _support(m: Matter) -> str:
-    return f"Hello, thank you for writing to us. Case {m.section} about your {m.noun} is open; {m.clerk} will {m.verb} it."
+    case = f"Case {m.section} about your {m.noun} is open"
+    return f"Hello, thank you for writing to us. {case}; {m.clerk} will {m.verb} it."
 
 
 def _code(m: Matter) -> str:

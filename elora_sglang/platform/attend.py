@@ -22,9 +22,9 @@ PADDING_LIMIT = 1.3  # the longest of a group may have this many times the keys 
 class Group:
     """Requests that share one attention call.
 
-    ``rows [g, T]``: rows of the flat query; ``slots [g, L]``: their keys in the pool. Shorter requests repeat their
-    last row and slot; ``last_key [g, T]`` is the last key position a row may see and ``real [g, T]`` marks rows that are
-    not padding (None: all are).
+    ``rows [g, T]``: rows of the flat query; ``slots [g, L]``: their keys in the pool. Shorter requests repeat
+    their last row and slot; ``last_key [g, T]`` is the last key position a row may see and ``real [g, T]`` marks
+    rows that are not padding (None: all are).
     """
 
     rows: torch.Tensor
@@ -52,9 +52,9 @@ def plan(
 ) -> list[Group]:
     """Group the requests of a batch; made once per forward pass and used by every layer.
 
-    ``slots_of``: table ``[requests, positions]`` of pool slots; ``pool_rows``: each request's row in it; ``new``: its
-    query rows, in the order of the flat query; ``total``: its keys, new ones included. A request without new rows is left
-    out.
+    ``slots_of``: table ``[requests, positions]`` of pool slots; ``pool_rows``: each request's row in it; ``new``:
+    its query rows, in the order of the flat query; ``total``: its keys, new ones included. A request without new
+    rows is left out.
     """
     starts = [0]
     for length in new:

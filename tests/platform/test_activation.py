@@ -1,0 +1,100 @@
+"""When the platform is on, which threads it takes, and that it leaves other machines alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+from typing import Any
+
+import live
+import pytest
+import torch
+
+import elora_sglang.platform as platform_entry
+from elora_sglang.platform.pinning import NoPinning, without_pinning
+
+
+def test_entry_point_is_installed() -> None:
+    found = [e for e in entry_points(group="sglang.srt.platforms") if e.name == "elora_cpu"]
+    assert [e.value for e in found] == ["elora_sglang.platform:activate"]
+
+
+def test_on_where_there_is_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setattr(platform_entry, "_accelerator_available", lambda: False)
+    assert platform_entry.activate() == platform_entry.PLATFORM_CLASS
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
+def test_off_where_there_is_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setattr(getattr(torch, name), "is_available", lambda: True)
+    assert platform_entry.activate() is None
+
+
+def test_off_for_a_vendor_module_that_torch_learned_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setattr(torch, "npu", SimpleNamespace(is_available=lambda: True), raising=False)
+    assert platform_entry.activate() is None
+
+
+def test_off_when_sglangs_own_cpu_engine_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert platform_entry.activate() is None
+
+
+def test_sglang_takes_it_and_keeps_its_settings() -> None:
+    """In a clean process: the platform is SGLang's, and fills only what was left open."""
+    script = """
+import json
+from types import SimpleNamespace
+from sglang.srt.platforms import current_platform
+from elora_sglang.platform.cpu import default_threads
+def settings(**given):
+    args = dict(max_total_tokens=None, max_running_requests=None, disable_custom_all_reduce=False, dtype="auto",
+                model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None)
+    args = SimpleNamespace(**{**args, **given})
+    current_platform.apply_server_args_defaults(args)
+    return vars(args)
+print(json.dumps({
+    "class": type(current_platform).__name__,
+    "oot": current_platform.is_out_of_tree(),
+    "pin": current_platform.is_pin_memory_available(),
+    "open": settings(),
+    "given": settings(max_total_tokens=99, max_running_requests=3, dtype="bfloat16", lora_backend="elora"),
+    "threads": [default_threads(2, None), default_threads(16, None), default_threads(16, "3")],
+}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=live.clean_env()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["class"] == "EloraCpuPlatform"
+    assert found["oot"]
+    assert not found["pin"]
+    assert found["open"]["max_total_tokens"] == 32768
+    assert found["open"]["max_running_requests"] == 32
+    assert found["open"]["lora_backend"] == "torch_native"
+    assert found["open"]["disable_custom_all_reduce"]
+    given = found["given"]
+    assert (given["max_total_tokens"], given["max_running_requests"]) == (99, 3)
+    assert (given["dtype"], given["lora_backend"]) == ("bfloat16", "elora")
+    assert found["threads"] == [1, 8, None]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pinning works where there is a GPU")
+def test_pinning_is_left_out() -> None:
+    """Both spellings fail in plain torch here, and do nothing inside the hook."""
+    with pytest.raises(RuntimeError):
+        torch.zeros(3, pin_memory=True)
+
+    def pins(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, pin_memory=True) + torch.zeros(2, pin_memory=True).pin_memory()
+
+    assert without_pinning(pins, [1, 2]).tolist() == [1.0, 2.0]
+    with NoPinning():
+        assert torch.arange(3, pin_memory=True).tolist() == [0, 1, 2]
