@@ -1,0 +1,209 @@
+"""``python -m elora_sglang.eval micro``: what one request costs in the tree, beside SGLang's own trees.
+
+A request of 1,024 tokens, half of it cached and ending inside a node: match (with the split), lock, slots of
+the prefix, insert, lock of the new end, slots of the whole row, unlock; on trees of 10^3, 10^5 and 10^6 nodes
+and pages of 1 and 16 tokens, with real slot tensors. Then eviction, in calls that make room for half of it.
+
+Every system lives in a process of its own and holds its trees of all sizes at once. Measurements go round:
+a few requests on each size of each system, then again, so that a busy moment of the machine hits all of them.
+Where the memory does not hold all systems at once, they are measured one after the other; the title says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.trees import worker
+from elora_sglang.eval.trees.systems import MODULES, SYSTEMS
+
+AIM_NODES, AIM_MS = 100_000, 0.1
+GROWTH_FROM, GROWTH_TO, AIM_GROWTH = 1_000, 1_000_000, 2.0
+ROUND, EVICT_ROUNDS, EVICT_CALLS = 10, 4, 5
+# Measured on CPython 3.11 with torch 2: the heaviest system's node, and a process that imported SGLang.
+BYTES_PER_NODE, BYTES_PER_PROCESS = 5_000, 1_200_000_000
+BUILD_SECONDS_PER_NODE = 0.02
+
+Samples = dict[tuple[str, int], dict[str, list[float]]]
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to ``python -m elora_sglang.eval``."""
+    parser = subparsers.add_parser(
+        "micro", help="cost of one request and one eviction in the tree, by its size"
+    )
+    parser.add_argument(
+        "--nodes", type=_sizes, default="1000,100000,1000000", help="tree sizes (default %(default)s)"
+    )
+    parser.add_argument("--pages", type=_sizes, default="1,16", help="page sizes (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=200, help="measured requests a tree (default 200)")
+    parser.add_argument("--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests")
+    reporting.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = sorted({int(part) for part in text.split(",")})
+    if sizes[0] < 1:
+        raise argparse.ArgumentTypeError(f"sizes must be at least 1, got {sizes[0]}")
+    return sizes
+
+
+def available_memory() -> int:
+    """Bytes that new processes can take without swapping (Linux), or half of the memory."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def fits_together(sizes: Sequence[int], systems: int, memory: int) -> bool:
+    """Whether all systems can hold their trees at once in two thirds of ``memory`` bytes."""
+    return systems * (BYTES_PER_PROCESS + BYTES_PER_NODE * sum(sizes)) < memory * 2 // 3
+
+
+class Measured:
+    """The process that holds one system's trees."""
+
+    def __init__(self, name: str, sizes: list[int], requests: int) -> None:
+        self.name = name
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(MODULES))  # SGLang takes many seconds to import; once is enough
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=worker.serve, args=(theirs, name, sizes, requests), daemon=True)
+        self._patience = 900 + BUILD_SECONDS_PER_NODE * sum(sizes)
+        self.process.start()
+        theirs.close()
+
+    def order(self, what: str, size: int, count: int = 0) -> None:
+        """Send an order; :meth:`answer` waits for it."""
+        self._pipe.send((what, size, count))
+
+    def answer(self) -> Any:
+        """What the process answers; a text of its own if it ended or does not answer."""
+        try:
+            return self._pipe.recv() if self._pipe.poll(self._patience) else "no answer"
+        except EOFError:
+            self.process.join(10)
+            return f"its process ended with status {self.process.exitcode}"
+
+    def measure(self, what: str, size: int, count: int) -> list[float]:
+        """Samples in seconds."""
+        self.order(what, size, count)
+        samples = self.answer()
+        if not isinstance(samples, list):
+            raise SystemExit(f"micro: {self.name}, {what} at {size} nodes: {samples}")
+        return samples
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.join()
+
+
+def measure_group(
+    running: Sequence[Measured], page_size: int, sizes: Sequence[int], requests: int
+) -> tuple[Samples, dict[str, str]]:
+    """Samples by (system, size), and why a system could not be compared."""
+    started = time.perf_counter()
+    for system in running:
+        system.order("build", page_size)
+    reasons = {system.name: system.answer() for system in running}
+    running = [system for system in running if not reasons[system.name]]
+    names = ", ".join(system.name for system in running)
+    reporting.progress(f"page size {page_size}: {names} built in {time.perf_counter() - started:.0f} s")
+    samples: Samples = {(s.name, size): {"request": [], "evict": []} for s in running for size in sizes}
+    for start in range(0, requests, ROUND):
+        for size in sizes:
+            for system in running:
+                taken = system.measure("request", size, min(ROUND, requests - start))
+                # The first round warms caches and the memory allocator up.
+                samples[system.name, size]["request"] += taken if start else []
+    for _ in range(EVICT_ROUNDS):
+        for size in sizes:
+            for system in running:
+                samples[system.name, size]["evict"] += system.measure("evict", size, EVICT_CALLS)
+    return samples, {name: reason for name, reason in reasons.items() if reason}
+
+
+def _summary(samples: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(samples)
+    return {
+        "median_ms": 1000 * statistics.median(ordered),
+        "p95_ms": 1000 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "samples": len(ordered),
+    }
+
+
+def _cells(summary: dict[str, float]) -> list[str]:
+    return [f"{1000 * summary[key]:.1f}" for key in ("median_ms", "p95_ms")]
+
+
+def _aims(results: Sequence[dict[str, Any]], pages: Sequence[int]) -> list[reporting.Aim]:
+    medians = {
+        (r["page_size"], r["nodes"]): r["request"]["median_ms"] for r in results if r["system"] == "elora"
+    }
+    aims = []
+    for page in pages:
+        if (page, AIM_NODES) in medians:
+            value = medians[page, AIM_NODES]
+            name = f"ms a request at {AIM_NODES} nodes, page size {page}"
+            aims.append(reporting.Aim(name, value, AIM_MS, value <= AIM_MS))
+        if (page, GROWTH_FROM) in medians and (page, GROWTH_TO) in medians:
+            growth = medians[page, GROWTH_TO] / medians[page, GROWTH_FROM]
+            name = f"growth from {GROWTH_FROM} to {GROWTH_TO} nodes, page size {page}"
+            aims.append(reporting.Aim(name, growth, AIM_GROWTH, growth <= AIM_GROWTH))
+    return aims
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report; returns the exit status."""
+    sizes, requests = args.nodes, args.requests
+    if args.quick:
+        sizes, requests = [size for size in sizes if size <= AIM_NODES] or sizes[:1], min(requests, 60)
+    chats = len(worker.CHAT_ENDS) * requests
+    if requests <= ROUND:
+        raise SystemExit(
+            f"micro: --requests must be above {ROUND} (the first {ROUND} are warm-up), got {requests}"
+        )
+    if sizes[0] < chats:
+        raise SystemExit(
+            f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
+        )
+    together = fits_together(sizes, len(SYSTEMS), available_memory())
+    groups = [list(SYSTEMS)] if together else [[name] for name in SYSTEMS]
+    results: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
+    for names in groups:
+        running = [Measured(name, sizes, requests) for name in names]
+        for page in args.pages:
+            samples, reasons = measure_group(running, page, sizes, requests)
+            missing += [{"system": n, "page_size": page, "not_compared": why} for n, why in reasons.items()]
+            for (name, size), taken in samples.items():
+                entry = {"system": name, "page_size": page, "nodes": size}
+                results.append(entry | {what: _summary(values) for what, values in taken.items()})
+        for system in running:
+            system.close()
+    results.sort(key=lambda r: (r["page_size"], SYSTEMS.index(r["system"]), r["nodes"]))
+    rows = [
+        [r["system"], r["page_size"], r["nodes"], *_cells(r["request"]), *_cells(r["evict"])] for r in results
+    ]
+    rows += [[m["system"], m["page_size"], "not compared:", m["not_compared"], "", "", ""] for m in missing]
+    how = "in turn" if together else "one after the other, for want of memory"
+    return reporting.finish(
+        args,
+        title=f"One request of {worker.REQUEST_TOKENS} tokens in the tree, {worker.SHARED_TOKENS} of them "
+        f"cached; systems measured {how}",
+        header=["system", "page", "nodes", "request µs", "p95", "evict µs/victim", "p95"],
+        rows=rows,
+        aims=_aims(results, args.pages),
+        data={"results": results, "not_compared": missing, "interleaved": together, "requests": requests},
+    )

@@ -1,0 +1,1 @@
+"""Prefix caches behind one interface, for side-by-side measurements of the tree alone."""

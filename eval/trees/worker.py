@@ -1,0 +1,163 @@
+"""The measuring process: trees of one system in all sizes, requests on demand.
+
+The workload, equal for all systems and sizes: 64 adapters; background prompts of 32 tokens, ten of which
+share their first half; and per measured request a cached chat of four nodes (128, 128, 128, 256 tokens), of
+which the request shares 512 tokens, so that its match ends in the middle of the fourth node and splits it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import time
+import warnings
+from array import array
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from elora_sglang.eval.trees import systems
+
+REQUEST_TOKENS = 1024
+SHARED_TOKENS = 512
+CHAT_ENDS = (128, 256, 384, 640)
+ADAPTERS = [f"adapter-{number:02}" for number in range(64)]
+SHARING = 10
+HALF = 16  # tokens in a background node; a whole page at both page sizes
+EVICT_SLOTS = 512
+EVICT_SECONDS = 2.0
+
+
+@dataclass
+class Grown:
+    """One tree of a given size and the requests that will be measured on it."""
+
+    system: Any
+    requests: list[tuple[str, array[int]]]
+    slots: Any
+
+
+class _Numbers:
+    """Runs of tokens nobody used before."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> array[int]:
+        start, self._next = self._next, self._next + count
+        return array("q", range(start, self._next))
+
+
+def grow(name: str, page_size: int, nodes: int, requests: int) -> Grown:
+    """Build a tree of about ``nodes`` KV nodes, ready for ``requests`` measured ones.
+
+    Raises ``ValueError`` if the chats alone need more nodes than that.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    background = nodes - len(CHAT_ENDS) * requests
+    if background < 0:
+        raise ValueError(f"{requests} requests need at least {len(CHAT_ENDS) * requests} nodes, not {nodes}")
+    system = systems.build(name, page_size)
+    for adapter in ADAPTERS:
+        system.register(adapter)
+    numbers, slots = _Numbers(), torch.arange(REQUEST_TOKENS)
+    pending = []
+    every = max(background // max(requests, 1), 1)
+    made = 0
+    head = numbers.take(HALF)
+    while made < background or len(pending) < requests:
+        if made < background:
+            group, member = divmod(made, SHARING + 1)
+            if member == 0:
+                head = numbers.take(HALF)
+            else:
+                system.insert(ADAPTERS[group % len(ADAPTERS)], head + numbers.take(HALF), slots[: 2 * HALF])
+            made += 1
+        if len(pending) < requests and (made >= background or made % every == 0):
+            adapter, chat = ADAPTERS[len(pending) % len(ADAPTERS)], numbers.take(CHAT_ENDS[-1])
+            for end in CHAT_ENDS:
+                system.insert(adapter, chat[:end], slots[:end])
+            pending.append((adapter, chat[:SHARED_TOKENS] + numbers.take(REQUEST_TOKENS - SHARED_TOKENS)))
+    return Grown(system, pending, slots)
+
+
+def measure_request(grown: Grown) -> float:
+    """Seconds for match + lock + prefix slots + insert + re-lock + all slots + unlock of the next request."""
+    adapter, tokens = grown.requests.pop()
+    system, slots = grown.system, grown.slots
+    cache = system.cache
+    started = time.perf_counter()
+    matched, node = system.match(adapter, tokens)
+    lock = cache.lock(node)
+    prefix = cache.path_device_indices(node)
+    end = system.insert(adapter, tokens, slots)
+    relock = cache.lock(end)
+    cache.unlock(lock)
+    row = cache.path_device_indices(end)
+    cache.unlock(relock)
+    seconds = time.perf_counter() - started
+    if (matched, len(prefix), len(row)) != (SHARED_TOKENS, SHARED_TOKENS, REQUEST_TOKENS):
+        raise AssertionError(f"wrong answers: {matched} matched, {len(prefix)} and {len(row)} slots")
+    return seconds
+
+
+def measure_eviction(grown: Grown, calls: int) -> list[float]:
+    """Seconds a victim in each of at most ``calls`` calls that make room for 512 slots; stops after 2 s."""
+    samples: list[float] = []
+    stop = time.perf_counter() + EVICT_SECONDS
+    while len(samples) < calls and (len(samples) < 2 or time.perf_counter() < stop):
+        before = grown.system.cache.token_to_kv_pool_allocator.freed
+        started = time.perf_counter()
+        freed = grown.system.evict(EVICT_SLOTS)
+        seconds = time.perf_counter() - started
+        if freed == 0:
+            break
+        returned = grown.system.cache.token_to_kv_pool_allocator.freed - before
+        if freed < EVICT_SLOTS or returned != freed:
+            raise AssertionError(
+                f"eviction freed {freed} slots and gave {returned} back, asked for {EVICT_SLOTS}"
+            )
+        # The oldest nodes are background halves; a heavier victim now and then only lowers the count.
+        samples.append(seconds / max(freed // HALF, 1))
+    return samples
+
+
+def grow_all(name: str, page_size: int, sizes: list[int], requests: int) -> dict[int, Grown]:
+    """Trees of all sizes. Freezes them, as SGLang does after warm-up: the collector does not walk trees."""
+    gc.unfreeze()
+    gc.collect()
+    grown = {size: grow(name, page_size, size, requests) for size in sizes}
+    gc.collect()
+    gc.freeze()
+    return grown
+
+
+def serve(pipe: Connection, name: str, sizes: list[int], requests: int) -> None:
+    """Process entry point: answers ``(what, size, count)`` until ``None`` comes.
+
+    ``build`` (size: page size) replaces all trees and answers ``""`` or why it could not; ``request`` and
+    ``evict`` answer samples in seconds.
+    """
+    os.dup2(2, 1)  # whatever SGLang prints must not end up in a JSON report
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    grown: dict[int, Grown] = {}
+    with contextlib.suppress(EOFError):
+        while (order := pipe.recv()) is not None:
+            what, size, count = order
+            if what == "request":
+                pipe.send([measure_request(grown[size]) for _ in range(count)])
+            elif what == "evict":
+                pipe.send(measure_eviction(grown[size], count))
+            else:
+                grown = {}
+                try:
+                    grown = grow_all(name, size, sizes, requests)
+                except Exception as error:
+                    pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+                else:
+                    pipe.send("")

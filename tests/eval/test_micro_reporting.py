@@ -1,0 +1,55 @@
+"""The shared reporting habit and the command dispatcher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.cli import build_parser
+
+
+def _finish(argv: list[str], *, ok: bool) -> int:
+    parser = argparse.ArgumentParser()
+    reporting.add_arguments(parser)
+    aims = [reporting.Aim("speed", 2.0, 1.0, ok)]
+    return reporting.finish(
+        parser.parse_args(argv),
+        title="t",
+        header=["name", "ms"],
+        rows=[["row", 1.5]],
+        aims=aims,
+        data={"seed": 3},
+    )
+
+
+def test_json_is_one_object_with_aims_beside_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _finish(["--json"], ok=False) == 0
+    parsed = json.loads(capsys.readouterr().out)
+    assert parsed == {"aims": [{"name": "speed", "value": 2.0, "aim": 1.0, "ok": False}], "seed": 3}
+
+
+def test_table_shows_rows_and_missed_aims(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _finish([], ok=False) == 0
+    shown = capsys.readouterr().out
+    assert ["row", "1.5"] in [line.split() for line in shown.splitlines()]
+    assert "MISSED  speed: 2 (aim: 1.0)" in shown
+
+
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
+def test_strict_turns_a_missed_aim_into_the_exit_status(ok: bool, status: int) -> None:
+    assert _finish(["--strict"], ok=ok) == status
+
+
+def test_data_cannot_hide_the_aims() -> None:
+    args = argparse.Namespace(json=True, strict=False)
+    with pytest.raises(ValueError, match="aims"):
+        reporting.finish(args, title="", header=[], rows=[], aims=[], data={"aims": []})
+
+
+def test_commands_are_found_by_being_there() -> None:
+    subcommands = build_parser()._subparsers
+    assert subcommands is not None
+    assert "micro" in subcommands._group_actions[0].choices  # type: ignore[operator]
