@@ -106,7 +106,7 @@ def _for_adapter(backend: Any, adapter: str | None) -> Any:
     speaker = copy.copy(backend)
     model = f"{backend.model_name}:{adapter}"
     speaker.client = SimpleNamespace(
-        completions=_Completions(backend.client.completions, model),
+        completions=_TextCompletions(backend.client.completions, model),
         chat=SimpleNamespace(completions=_Completions(backend.client.chat.completions, model)),
     )
     return speaker
@@ -121,3 +121,11 @@ class _Completions:
 
     def create(self, **kwargs: Any) -> Any:
         return self._completions.create(**{**kwargs, "model": self._model})
+
+
+class _TextCompletions(_Completions):
+    """Without the parameter of chats that SGLang's backend passes when it streams, and the client refuses."""
+
+    def create(self, **kwargs: Any) -> Any:
+        kwargs.pop("max_completion_tokens", None)
+        return super().create(**kwargs)

@@ -12,9 +12,10 @@ import contextvars
 import inspect
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
+from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.ir import SglArgument, SglExpr
 from sglang.lang.tracer import TracingScope
 
@@ -66,14 +67,43 @@ def _adapters(program: Any, rows: Any, tracers: list[Any]) -> list[LoraPath]:
 
     Empty when the trace shows that the program will compute the name.
     """
-    first = next((c for node in tracers[0].nodes for c in calls(node)), None) if tracers else None
-    asked = getattr(first, "lora_path", None)
     rows = [{}] if rows is None else rows
+    first = _first_call(tracers)
+    if first is None and _says_lora_path(program.func.__code__):
+        first = _trace_on(program)
+        if first is None:
+            return []
+    asked = getattr(first, "lora_path", None)
     if asked is None:
         return [row_default(program, row) for row in rows]
     if isinstance(asked, SglArgument):
         return [path for row in rows for path in _argument(program, row, asked.name)]
     return [] if isinstance(asked, SglExpr) else [asked] * len(rows)
+
+
+def _first_call(tracers: list[Any]) -> Any:
+    return next((call for node in tracers[0].nodes for call in calls(node)), None) if tracers else None
+
+
+def _says_lora_path(code: CodeType) -> bool:
+    """Whether a function calls something with the keyword ``lora_path``: compilers keep keywords in tuples."""
+    return any(
+        _says_lora_path(constant)
+        if isinstance(constant, CodeType)
+        else isinstance(constant, tuple) and "lora_path" in constant
+        for constant in code.co_consts
+    )
+
+
+def _trace_on(program: Any) -> Any:
+    """The first ``gen`` or ``select`` behind arguments, where SGLang's trace for the prefix stops; or None.
+
+    Runs the program's function once more with placeholders, as ``program.trace()`` does.
+    """
+    try:
+        return _first_call([program.trace(backend=BaseBackend())])
+    except Exception:  # whatever a user's function does with placeholders; SGLang's own trace ends so as well
+        return None
 
 
 def _argument(program: Any, row: dict[str, Any], name: str) -> list[LoraPath]:
