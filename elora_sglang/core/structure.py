@@ -11,6 +11,7 @@ from elora_sglang.core.node import Kind, Node
 from elora_sglang.core.policy import Policy
 
 _NO_TOKENS: array[int] = array("q")
+_FEW = 16
 
 
 class PayloadOps(Protocol):
@@ -25,24 +26,29 @@ class PayloadOps(Protocol):
         ...
 
 
-def shared_prefix(edge: array[int], tokens: array[int], start: int, limit: int) -> int:
-    """How many of ``edge``'s first ``limit`` tokens equal ``tokens[start:]``; both are arrays of ``"q"``.
+def shared_prefix(edge: array[int], tokens: array[int], start: int, limit: int, page: int = 1) -> int:
+    """How many of ``edge``'s first ``limit`` tokens equal ``tokens[start:]``, in whole pages.
 
-    Gallops in doubling windows, then halves the one that differs: each step is one comparison of slices in C.
+    Gallops in doubling windows, then halves the window that differs, by slices that C compares; the last few
+    tokens one by one, because a slice costs as much as several of them. Both arrays have typecode ``"q"``.
     """
-    low, step = 0, 16
+    low, step = 0, 64
     while low < limit:
         high = min(low + step, limit)
         if edge[low:high] != tokens[start + low : start + high]:
-            while high - low > 1:
-                middle = (low + high) // 2
-                if edge[low:middle] == tokens[start + low : start + middle]:
-                    low = middle
-                else:
-                    high = middle
-            return low
+            break
         low, step = high, 2 * step
-    return limit
+    else:
+        return limit - limit % page
+    while high - low > max(page, _FEW):
+        middle = (low + high) // 2
+        if edge[low:middle] == tokens[start + low : start + middle]:
+            low = middle
+        else:
+            high = middle
+    while edge[low] == tokens[start + low]:
+        low += 1
+    return low - low % page
 
 
 class TreeStructure:
@@ -216,8 +222,7 @@ class TreeStructure:
             if end <= n and tokens[position:end] == child.tokens:
                 node, position = child, end
                 continue
-            common = shared_prefix(child.tokens, tokens, position, min(child.size, n - position))
-            common -= common % page
+            common = shared_prefix(child.tokens, tokens, position, min(child.size, n - position), page)
             position += common
             if not cut:
                 return child, position

@@ -6,8 +6,6 @@ pages). Payloads are never written to after they were handed to the tree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 
@@ -22,12 +20,12 @@ class SlotPayloads:
 
     def slice(self, payload: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Slots of tokens ``[start, stop)``, shape ``[stop - start]``; a copy on the same device."""
-        return payload.narrow(0, start, stop - start).clone()
+        return payload.narrow_copy(0, start, stop - start)
 
     def split(self, payload: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots of tokens ``[0, at)`` and ``[at, size)``; copies on the same device."""
-        return self.slice(payload, 0, at), self.slice(payload, at, payload.shape[0])
+        return payload.narrow_copy(0, 0, at), payload.narrow_copy(0, at, len(payload) - at)
 
-    def join(self, payloads: Sequence[torch.Tensor]) -> torch.Tensor:
+    def join(self, payloads: list[torch.Tensor]) -> torch.Tensor:
         """All slots in order, shape ``[sum of sizes]``. One alone comes back as it is, none is an error."""
-        return payloads[0] if len(payloads) == 1 else torch.cat(list(payloads))
+        return payloads[0] if len(payloads) == 1 else torch.cat(payloads)

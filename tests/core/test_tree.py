@@ -249,14 +249,15 @@ def test_keys_of_another_type_are_refused_rather_than_never_found(key: object) -
         make().match(make().base, key)  # type: ignore[arg-type]
 
 
-def test_shared_prefix_finds_every_first_difference() -> None:
-    edge = array("q", range(200))
-    for limit in (0, 1, 15, 16, 17, 48, 200):
+@pytest.mark.parametrize("page", [1, 16, 48])
+def test_shared_prefix_finds_every_first_difference(page: int) -> None:
+    edge = array("q", range(400))
+    for limit in (0, 1, 15, 16, 17, 48, 64, 65, 200, 400):
         for at in range(limit):
             other = array("q", [7, 7, *edge])
             other[2 + at] = -1
-            assert shared_prefix(edge, other, 2, limit) == at
-        assert shared_prefix(edge, array("q", [7, 7, *edge]), 2, limit) == limit
+            assert shared_prefix(edge, other, 2, limit, page) == at // page * page
+        assert shared_prefix(edge, array("q", [7, 7, *edge]), 2, limit, page) == limit // page * page
 
 
 def test_old_heap_entries_never_outnumber_the_nodes() -> None:
