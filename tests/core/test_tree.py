@@ -215,7 +215,7 @@ def test_reset_keeps_the_base_node_and_voids_all_others() -> None:
     tree.lock(node)
     tree.reset()
     assert tree.base is base and tree.adapters() == [base] and sizes(tree) == (0, 0) and tree.nodes == 1
-    assert tree.evict(100) == []
+    assert len(tree._candidates) == 0 and tree.evict(100) == []
     with pytest.raises(InvariantError):
         tree.unlock(node)
     resident(tree, "a", range(7))  # even with another size

@@ -68,7 +68,7 @@ class Driver:
     def op_insert(self, rng: random.Random) -> None:
         branch = rng.choice(list(self.model.live.values()))
         space, tokens = rng.choice(NAMESPACES), self._prompt(rng)
-        if not self._load(branch):
+        if (branch.slots is None and rng.random() < 0.2) or not self._load(branch):
             return self._expect_refusal(
                 lambda: self.tree.insert(self.nodes[id(branch)], array("q", tokens), space, ())
             )
