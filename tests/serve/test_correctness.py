@@ -154,6 +154,7 @@ class Cell:
     flags: tuple[str, ...]
     starved: bool = True
     full: bool = False
+    retract: bool = False
 
 
 CELLS = [
@@ -166,6 +167,7 @@ CELLS = [
     Cell("starved-whole-prompts", ("--chunked-prefill-size", "-1"), full=True),
     Cell("starved-page16-chunked", ("--page-size", "16", "--chunked-prefill-size", "64"), full=True),
     Cell("starved-no-overlap", ("--disable-overlap-schedule"), full=True),
+    Cell("starved-retracting", ("--chunked-prefill-size", "64"), retract=True, full=True),
     Cell("starved-lpm", ("--schedule-policy", "lpm"), full=True),
     Cell("starved-mixed-chunk", ("--chunked-prefill-size", "64", "--enable-mixed-chunk"), full=True),
 ]  # fmt: skip
@@ -186,6 +188,7 @@ def test_elora_equals_transformers(cell: Cell, golden: Golden, demo: Demo, tmp_p
         *FP32, *cell.flags, "--max-total-tokens", pool, "--elora", "--elora-audit-interval", "25",
         "--lora-paths", *demo.lora_paths(),
         log_dir=tmp_path,
+        env=live.clean_env(SGLANG_TEST_RETRACT="true" if cell.retract else "false"),
     ) as server:  # fmt: skip
         rng = random.Random(SEED)
         assert_equal(golden, ask_all(server, golden.prompts))
