@@ -85,6 +85,7 @@ class Stream:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
+        self._hung_up = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -92,6 +93,8 @@ class Stream:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self._request, timeout=300) as lines:
             for line in lines:
+                if self._hung_up.is_set():
+                    return
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
                     self.fault = self.fault or chunk.get("error", {}).get("message")
@@ -104,6 +107,12 @@ class Stream:
     def wait_for(self, count: int) -> None:
         until(lambda: len(self.tokens) >= count or not self.running)
         assert self.running, f"ended after {len(self.tokens)} tokens: {self.fault}"
+
+    def hang_up(self) -> None:
+        """Close the connection in the middle of the answer."""
+        self._hung_up.set()
+        self._thread.join(60)
+        assert not self.running
 
     def result(self) -> list[int]:
         self._thread.join(300)
@@ -236,6 +245,29 @@ def nothing_left(server: live.LiveServer) -> bool:
     """No adapter but the kept ones holds slots."""
     until(lambda: len(state(server)["resident_adapters"]) <= len(KEPT), 20)
     return True
+
+
+def test_every_way_a_request_ends_lets_its_version_go(server: live.LiveServer, demo: Demo) -> None:
+    """An unload that follows would wait for ever for a request that is not counted off."""
+    few: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 3, "ignore_eos": True}
+    requests: list[tuple[int, dict[str, Any]]] = [
+        (200, {"text": [PROMPT] * 2, "lora_path": "end", "sampling_params": {**few, "n": 2}}),
+        (200, {"text": [PROMPT] * 3, "lora_path": ["end", None, "sql"], "sampling_params": few}),
+        (404, {"text": [PROMPT] * 2, "lora_path": ["end", "nobody"], "sampling_params": few}),
+        (400, {"input_ids": [7] * (2 * POOL), "lora_path": "end", "sampling_params": few}),
+        (400, {"text": PROMPT, "lora_path": "end", "sampling_params": {**few, "top_p": 7}}),
+        (200, {"text": PROMPT, "lora_path": "end", "sampling_params": {**few, "regex": "[a-z]{3}"}}),
+    ]
+    for status, request in requests:
+        assert load(server, "end", demo.adapters["news"]).status == 200
+        assert server.post("/generate", request).status == status, request
+        assert server.request("POST", "/unload_lora_adapter", {"lora_name": "end"}, timeout=30).status == 200
+    assert load(server, "end", demo.adapters["news"]).status == 200
+    stream = Stream(server, "end", 2000)
+    stream.wait_for(2)
+    stream.hang_up()
+    assert server.request("POST", "/unload_lora_adapter", {"lora_name": "end"}, timeout=30).status == 200
+    assert nothing_left(server)
 
 
 # -- replace --------------------------------------------------------------------------------------
