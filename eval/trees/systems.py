@@ -96,7 +96,7 @@ class EloraCache:
 
         self._contract, self._key = contract, RadixKey
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.
-        weights = SimpleNamespace(
+        weights: Any = SimpleNamespace(
             slots_needed=lambda lora_id: 64,
             is_pinned=lambda lora_id: False,
             drop=lambda lora_id, slots: None,

@@ -65,7 +65,7 @@ def grow(name: str, page_size: int, nodes: int, requests: int) -> Grown:
     for adapter in ADAPTERS:
         system.register(adapter)
     numbers, slots = _Numbers(), torch.arange(REQUEST_TOKENS)
-    pending = []
+    pending: list[tuple[str, array[int]]] = []
     every = max(background // max(requests, 1), 1)
     made = 0
     head = numbers.take(HALF)
