@@ -11,7 +11,7 @@ from pathlib import Path
 import live
 import pytest
 
-DEMO_DIR = live.ROOT / ".demo"
+DEMO_DIR = Path(os.environ.get("ELORA_DEMO_DIR", live.ROOT / ".demo")).absolute()
 
 
 @dataclass(frozen=True)
