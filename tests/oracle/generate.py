@@ -62,7 +62,12 @@ def _keys(request: dict[str, Any], jobs: list[Job]) -> list[str]:
     return [
         hashlib.sha256(
             repr(
-                (job.input_ids, adapters[job.adapter] if job.adapter else "", job.max_new_tokens, job.stop_ids)
+                (
+                    job.input_ids,
+                    adapters[job.adapter] if job.adapter else "",
+                    job.max_new_tokens,
+                    job.stop_ids,
+                )
             ).encode()
         ).hexdigest()
         for job in jobs
@@ -71,7 +76,9 @@ def _keys(request: dict[str, Any], jobs: list[Job]) -> list[str]:
 
 def main() -> int:
     """Read the jobs, write the answers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("jobs", type=Path)
     parser.add_argument("answers", type=Path)
     parser.add_argument("--cache", type=Path, default=None, help="folder in which answers are kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -110,4 +111,4 @@ def test_streamed_chunks_have_text(server: live.LiveServer) -> None:
     texts = [chunk["text"] for chunk in chunks]
     assert len(texts) >= 8
     assert texts[0] != ""
-    assert all(len(a) < len(b) for a, b in zip(texts, texts[1:], strict=False))
+    assert all(len(a) < len(b) for a, b in itertools.pairwise(texts))
