@@ -63,7 +63,9 @@ def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def _measure(live: server.LiveServer, jobs: Sequence[client.Job]) -> tuple[float, float, list[tuple[int, ...]]]:
+def _measure(
+    live: server.LiveServer, jobs: Sequence[client.Job]
+) -> tuple[float, float, list[tuple[int, ...]]]:
     os.killpg(live.process.pid, signal.SIGCONT)
     try:
         answers = asyncio.run(client.run_open_loop(live.url, jobs))
@@ -82,10 +84,25 @@ def run(args: argparse.Namespace) -> int:
     paths = {entry["name"]: args.demo / entry["path"] for entry in manifest["adapters"]}
     names = list(paths)[: args.adapters]
     vocab = json.loads((args.demo / manifest["model"] / "config.json").read_text())["vocab_size"]
-    common = ["--enable-lora", "--max-running-requests", "16", "--max-total-tokens", "40000", "--dtype", "float32"]
+    common = [
+        "--enable-lora",
+        "--max-running-requests",
+        "16",
+        "--max-total-tokens",
+        "40000",
+        "--dtype",
+        "float32",
+    ]
     lora = ["--lora-paths", *(f"{name}={path}" for name, path in paths.items())]
     flags = {
-        "stock": [*common, *lora, "--lora-backend", "torch_native", "--max-loras-per-batch", str(len(paths) + 1)],
+        "stock": [
+            *common,
+            *lora,
+            "--lora-backend",
+            "torch_native",
+            "--max-loras-per-batch",
+            str(len(paths) + 1),
+        ],
         "elora": [*common, *lora, "--elora"],
     }
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in flags}
@@ -129,5 +146,11 @@ def run(args: argparse.Namespace) -> int:
         header=["", "stock ms", "elora ms", "ratio", "95 % interval"],
         rows=rows,
         aims=aims,
-        data={"seed": args.seed, "pairs": args.pairs, "seconds": seen, "compared": compared, "differing": differing},
+        data={
+            "seed": args.seed,
+            "pairs": args.pairs,
+            "seconds": seen,
+            "compared": compared,
+            "differing": differing,
+        },
     )

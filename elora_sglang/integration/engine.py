@@ -68,6 +68,8 @@ def imply_settings(server_args: Any, previous: Callable[[Any], None]) -> None:
         server_args,
         _SOURCE,
         radix_cache_backend="elora",
+        # Paged LoRA reads slot lists on the host; until the kernels read static tables, no graph can replay it.
+        disable_cuda_graph=True,
         **flags_lora.implied_values(args),
     )
 

@@ -213,9 +213,7 @@ class EloraRadixCache(BasePrefixCache):
         named = (self.tree.adapter(extra_key[-size:]) for size in self._id_lengths if size <= len(extra_key))
         adapter = next((node for node in named if node is not None), self.tree.base)
         if adapter.resident:
-            self.tree.match(
-                adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
-            )
+            self.tree.match(adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key))
 
     def root_node_handle(self, extra_key: str | None = None) -> Node:
         """Handle of "no KV matched". SGLang asks right after a match, and means that match."""

@@ -78,7 +78,7 @@ def test_running_without_its_adapter(scene: tuple[Harness, SimpleNamespace]) -> 
 
 def test_kv_below_the_wrong_adapter(scene: tuple[Harness, SimpleNamespace]) -> None:
     """KV that one adapter computed, filed under another: what a namespace collision would do."""
-    harness, running = scene
+    harness, _ = scene
     wrong = next(n for n in harness.cache.tree.kv_nodes() if harness.cache.tree.adapter_of(n).key == "b" * 32)
     harness.cache.auditor.record(wrong.payload, "a" * 32)
     assert kinds(scene) == {"kv-misplaced"}

@@ -7,10 +7,10 @@ the auditor looking on and SGLang's own strict leak check at its default.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import random
-import sys
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import live
+import oracle_client
 import pytest
 from conftest import Demo
 from serve.dialogs import Prompt, prompts
@@ -46,26 +47,14 @@ def golden(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     tokenizer = Tokenizer.from_file(str(demo.model / "tokenizer.json"))
     found = prompts(lambda text: tokenizer.encode(text).ids, list(demo.adapters), count=COUNT, seed=SEED)
     print(f"seed {SEED}: {len(found)} prompts, {sum(p.adapter is None for p in found)} for the base model")
-    jobs = [
-        {"adapter": p.adapter, "input_ids": list(p.input_ids), "max_new_tokens": p.max_new_tokens} for p in found
-    ]
-    text = json.dumps({"jobs": jobs, "manifest": demo.manifest}, sort_keys=True)
-    cached = demo.root / f"golden-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    if not cached.exists():
-        folder = tmp_path_factory.mktemp("oracle")
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        script = Path(__file__).parents[1] / "oracle" / "generate.py"
-        status, log = live.run(
-            [sys.executable, str(script), str(demo.root), str(folder / "jobs.json"), str(cached)],
-            log=folder / "oracle.log",
-            timeout=900,
-        )
-        assert status == 0, log[-4000:]
-    answers = json.loads(cached.read_text())
+    answers = oracle_client.ask(
+        demo.model,
+        demo.adapters,
+        [(p.input_ids, p.adapter, p.max_new_tokens) for p in found],
+        work_dir=tmp_path_factory.mktemp("oracle"),
+    )
     return Golden(
-        found,
-        [answer["output_ids"] for answer in answers],
-        min(min(answer["margins"]) for answer in answers),
+        found, [answer.output_ids for answer in answers], min(min(answer.margins) for answer in answers)
     )
 
 
@@ -138,10 +127,28 @@ def test_margins_are_not_ties(golden: Golden) -> None:
     assert golden.smallest_margin > 1e-4
 
 
+def without_rslora(adapter: Path, folder: Path) -> Path:
+    """A copy with the same weights and scaling, said without ``use_rslora``, which stock SGLang ignores."""
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_alpha"] = round(config["lora_alpha"] * math.sqrt(config["r"]))
+    config["use_rslora"] = False
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def test_stock_equals_transformers(golden: Golden, demo: Demo, tmp_path: Path) -> None:
+    """Stock's slot buffers on the same platform plugin give the same tokens."""
+    rescaled = {
+        name: without_rslora(path, tmp_path / name)
+        for name, path in demo.adapters.items()
+        if json.loads((path / "adapter_config.json").read_text()).get("use_rslora")
+    }
+    assert rescaled, "the demo has an rsLoRA adapter"
+    paths = [f"{name}={rescaled.get(name, path)}" for name, path in demo.adapters.items()]
     flags = ("--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "17")
     with live.server(
-        demo.model, *FP32, *flags, "--lora-paths", *demo.lora_paths(), "--max-total-tokens", "60000", log_dir=tmp_path
+        demo.model, *FP32, *flags, "--lora-paths", *paths, "--max-total-tokens", "60000", log_dir=tmp_path
     ) as server:
         assert_equal(golden, ask_all(server, golden.prompts))
 
@@ -195,7 +202,10 @@ def test_elora_equals_transformers(cell: Cell, golden: Golden, demo: Demo, tmp_p
         if cell.starved:
             rounds = 1
             with Aborter(server, golden, SEED) as aborter:
-                while min((state := elora_state(server))["kv_evictions"], state["adapter_evictions"]) < EVICTIONS:
+                while (
+                    min((state := elora_state(server))["kv_evictions"], state["adapter_evictions"])
+                    < EVICTIONS
+                ):
                     order = list(range(len(golden.prompts)))
                     rng.shuffle(order)
                     answers = ask_all(server, [golden.prompts[index] for index in order])
