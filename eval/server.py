@@ -229,7 +229,9 @@ def wait_ready(live: LiveServer, timeout: float) -> None:
             if live.get("/health", timeout=10).status == 200:
                 return
         time.sleep(0.3)
-    raise RuntimeError(f"no healthy server in {timeout:.0f} s; flags {live.flags}; log {live.log}:\n{live.tail()}")
+    raise RuntimeError(
+        f"no healthy server in {timeout:.0f} s; flags {live.flags}; log {live.log}:\n{live.tail()}"
+    )
 
 
 @contextlib.contextmanager
@@ -248,7 +250,7 @@ def forked_engine(**server_args: Any) -> Iterator[Any]:
     def keep_fork(method: str | None, force: bool = False) -> None:
         original("fork", force=True)
 
-    multiprocessing.set_start_method = keep_fork  # type: ignore[assignment]  # SGLang asks for "spawn"
+    multiprocessing.set_start_method = keep_fork  # SGLang asks for "spawn"
     try:
         engine = sglang.Engine(device="cpu", **server_args)
     finally:

@@ -31,7 +31,7 @@ MAX_OVERTAKES = 64
 _OVERTAKEN = "_elora_overtaken"
 
 
-class EloraPrefillAdder(PrefillAdder):  # type: ignore[misc]
+class EloraPrefillAdder(PrefillAdder):
     """One prefill pass that reserves adapter slots and tokens together.
 
     ``blocked`` is the first request of this pass that found no room for its adapter.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -296,20 +297,12 @@ class EloraRadixCache(BasePrefixCache):
         print(self.tree.render())
 
 
+@dataclass
 class CacheStats:
-    """Counters since start, for ``/server_info`` and the tests."""
+    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
 
-    __slots__ = (
-        "adapter_evictions",
-        "adapter_loads",
-        "adapter_slots_loaded",
-        "kv_evictions",
-        "kv_tokens_evicted",
-    )
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    def as_dict(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
+    adapter_loads: int = 0
+    adapter_slots_loaded: int = 0
+    adapter_evictions: int = 0
+    kv_evictions: int = 0
+    kv_tokens_evicted: int = 0

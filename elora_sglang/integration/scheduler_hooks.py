@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elora_sglang.integration.radix_cache import EloraRadixCache
@@ -56,6 +57,6 @@ def report_state(result: Any, controller: SchedulerInternalStateController, stat
         "free_slots": int(cache.token_to_kv_pool_allocator.available_size()),
         "resident_adapters": sorted(n.key for n in tree.adapters() if n.resident and n.key is not None),
         "counts": tree.counts(),
-        **cache.stats.as_dict(),
+        **asdict(cache.stats),
         **(cache.auditor.counters() if cache.auditor is not None else {}),
     }
