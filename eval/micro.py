@@ -43,6 +43,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--nodes", type=_sizes, default="1000,100000,1000000", help="tree sizes (default %(default)s)"
     )
     parser.add_argument("--pages", type=_sizes, default="1,16", help="page sizes (default %(default)s)")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=SYSTEMS,
+        default=list(SYSTEMS),
+        metavar="NAME",
+        help=f"which to measure: {', '.join(map(repr, SYSTEMS))} (default all)",
+    )
     parser.add_argument("--requests", type=int, default=200, help="measured requests a tree (default 200)")
     parser.add_argument("--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests")
     reporting.add_arguments(parser)
@@ -114,12 +122,13 @@ def measure_group(
 ) -> tuple[Samples, dict[str, str]]:
     """Samples by (system, size), and why a system could not be compared."""
     started = time.perf_counter()
+    names = ", ".join(system.name for system in running)
+    reporting.progress(f"page size {page_size}: building {names} with {' and '.join(map(str, sizes))} nodes")
     for system in running:
         system.order("build", page_size)
     reasons = {system.name: system.answer() for system in running}
     running = [system for system in running if not reasons[system.name]]
-    names = ", ".join(system.name for system in running)
-    reporting.progress(f"page size {page_size}: {names} built in {time.perf_counter() - started:.0f} s")
+    reporting.progress(f"page size {page_size}: built in {time.perf_counter() - started:.0f} s, measuring")
     samples: Samples = {(s.name, size): {"request": [], "evict": []} for s in running for size in sizes}
     for start in range(0, requests, ROUND):
         for size in sizes:
@@ -178,8 +187,8 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(
             f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
         )
-    together = fits_together(sizes, len(SYSTEMS), available_memory())
-    groups = [list(SYSTEMS)] if together else [[name] for name in SYSTEMS]
+    together = fits_together(sizes, len(args.systems), available_memory())
+    groups = [args.systems] if together else [[name] for name in args.systems]
     results: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     for names in groups:
