@@ -22,6 +22,7 @@ class Node:
         tokens: the node's tokens (KV), whole pages; empty otherwise.
         size: pool slots the node takes while resident.
         payload: what the runtime keeps for the node (a slot tensor); opaque. ``None`` while not resident.
+        children: the nodes below, by key.
         parent: ``None`` for the root and for nodes that have left the tree.
         adapter: the adapter above a KV node, an adapter itself, ``None`` for the root.
         locks: how many locks pin the node, its descendants' included.

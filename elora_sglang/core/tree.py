@@ -268,8 +268,9 @@ class DependencyTree(TreeStructure):
 
     def _leave(self, node: Node) -> Victim:
         # An unlocked node without children gives up its slots. Sizes are the caller's business.
+        if node.locks or node.children:
+            raise InvariantError(f"I4: {node!r} is in use and cannot leave")
         victim = Victim(node.id, node.kind, node.key, node.payload, node.size)
-        assert not node.locks and not node.children, node
         self.policy.on_evict(node)
         if node.kind == "kv":
             self._detach(node)

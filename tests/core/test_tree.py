@@ -277,3 +277,12 @@ def test_render_shows_every_node() -> None:
     tree.insert(a, tokens(5, 6), None, (3, 4), 2)
     shown = tree.render()
     assert "'sql' size=2" in shown and "[5, 6]" in shown and len(shown.splitlines()) == 4
+
+
+def test_a_candidate_heap_gone_wrong_cannot_evict_what_is_locked() -> None:
+    tree = make()
+    node = tree.insert(tree.base, tokens(1, 2), None, (3, 4), 2).node
+    tree.lock(node)
+    with pytest.raises(InvariantError, match="in use"):
+        tree._leave(node)
+    assert sizes(tree) == (0, 2)
