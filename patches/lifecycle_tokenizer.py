@@ -72,6 +72,16 @@ PATCHES = (
         process=Process.TOKENIZER,
     ),
     Patch(
+        name="adapter_id_from_client",
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_and_resolve_lora",
+        kind=Kind.BEFORE,
+        process=Process.TOKENIZER,
+        hook="elora_sglang.integration.adapter_names_hooks.forget_client_id",
+        why="a client may put an internal adapter id into its request, past every rule about names",
+        upstream="https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/managers/io_struct.py",
+        remove_when="SGLang stops taking lora_id from clients",
+    ),
+    Patch(
         name="adapter_names_responses",
         target=f"{_OPENAI}.serving_responses.OpenAIServingResponses._validate_model",
         kind=Kind.AROUND,

@@ -42,7 +42,8 @@ def ask(
                 "model": str(model),
                 "adapters": {name: str(path) for name, path in adapters.items()},
                 "jobs": [
-                    {"input_ids": list(ids), "adapter": name, "max_new_tokens": count} for ids, name, count in jobs
+                    {"input_ids": list(ids), "adapter": name, "max_new_tokens": count}
+                    for ids, name, count in jobs
                 ],
             }
         )

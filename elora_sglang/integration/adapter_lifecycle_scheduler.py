@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.managers.io_struct import LoRAUpdateOutput
 from sglang.srt.runtime_context import get_parallel
@@ -80,16 +81,33 @@ def _install(manager: LoRAManager, ref: LoRARef, read: Callable[[], AdapterFiles
 
 
 def load(original: Callable[..., LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any) -> LoRAUpdateOutput:
-    """AROUND ``Scheduler.load_lora_adapter`` and ``..._from_tensors``: refuses what the pool cannot hold."""
+    """AROUND ``Scheduler.load_lora_adapter`` and ``..._from_tensors``: refuses what the pool cannot hold.
+
+    Loaded on every tensor-parallel rank or on none: only rank 0 answers the tokenizer process.
+    """
     result = original(scheduler, recv_req)
-    if not result.success:
-        return result
     manager = scheduler.tp_worker.model_runner.lora_manager
-    fault = room_fault(manager, recv_req.to_ref(), scheduler.max_total_num_tokens, scheduler.page_size)
-    if fault is None:
+    fault: str | None = result.error_message
+    if result.success:
+        fault = room_fault(manager, recv_req.to_ref(), scheduler.max_total_num_tokens, scheduler.page_size)
+    if everywhere(scheduler, fault is None):
         return result
-    manager.unload_lora_adapter(recv_req.to_ref())
+    if result.success:
+        manager.unload_lora_adapter(recv_req.to_ref())
+    where = f"Adapter refused: {recv_req.to_ref().lora_path}"
+    fault = (
+        fault or f"{where}: another tensor-parallel rank could not load it; its log says why. Load it again."
+    )
     return manager.create_lora_update_result(success=False, error_message=fault)
+
+
+def everywhere(scheduler: Scheduler, here: bool) -> bool:
+    """Whether all tensor-parallel ranks say ``here``; a collective when there are several."""
+    if scheduler.tp_size == 1:
+        return here
+    votes = torch.tensor([int(here)])
+    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN, group=scheduler.tp_cpu_group)
+    return bool(votes.item())
 
 
 def room_fault(manager: LoRAManager, ref: LoRARef, pool_slots: int, page_size: int) -> str | None:

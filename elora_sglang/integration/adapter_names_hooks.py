@@ -153,3 +153,12 @@ def _error_response(serving: OpenAIServingBase, fault: NameFault) -> Any:
     return serving.create_error_response(
         str(fault), err_type=kind, status_code=fault.status_code, param=fault.param
     )
+
+
+def forget_client_id(manager: TokenizerManager, obj: GenerateReqInput | EmbeddingReqInput) -> None:
+    """BEFORE ``TokenizerManager._validate_and_resolve_lora``: only a name leads to an adapter. Mutates ``obj``.
+
+    ``lora_id`` is a field of SGLang's request body, and without ``lora_path`` stock hands it to the scheduler.
+    """
+    if not obj.lora_path:
+        obj.lora_id = None

@@ -101,6 +101,7 @@ class Auditor:
             *self._adapters(),
             *self._kv_without_adapter(running),
         ]
+        self._expected = {uid: b for uid, b in self._expected.items() if uid in self.cache.weights.resident}
         self.audits += 1
         self.faults += len(faults)
         return faults
@@ -170,7 +171,7 @@ class Auditor:
                 yield Fault("adapter-unclaimed", f"{lora_id} holds slots but has no resident node")
             elif node is not None and not torch.equal(node.payload.cpu().sort().values, slots.cpu()):
                 yield Fault("adapter-moved", f"{lora_id}: tree and LoRA pool name different slots")
-            if self.check_bytes:
+            if self.check_bytes and not self.cache.tree.has_doomed(lora_id):  # its file may be gone already
                 self.adapters_compared += 1
                 found, expected = weights.read_bytes(lora_id), self._file_bytes(lora_id)
                 if not torch.equal(found, expected):

@@ -117,6 +117,17 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         reference = self.manager.lora_refs.get(lora_id)
         return bool(reference is not None and reference.pinned)
 
+    def is_loaded(self, lora_id: str) -> bool:
+        """Whether the adapter's weights are in this process, resident in the pool or not."""
+        return lora_id in self.manager.loras
+
+    def pinned_slots(self, *, excluding: str | None = None) -> int:
+        """Slots that all pinned adapters but ``excluding`` take once they have been used."""
+        if not self.manager.num_pinned_loras:
+            return 0
+        pinned = (uid for uid, ref in self.manager.lora_refs.items() if ref.pinned and uid != excluding)
+        return sum(self.slots_needed(uid) for uid in pinned)
+
     @property
     def resident(self) -> dict[str, torch.Tensor]:
         """Slots of every resident adapter, ascending, int64 on the pool's device. A new dict."""

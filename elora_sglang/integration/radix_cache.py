@@ -191,7 +191,11 @@ class EloraRadixCache(BasePrefixCache):
                 "the feature that calls it this way is not supported with --elora"
             )
         key = params.key
-        adapter = self.adapter_node(params.req.lora_id)
+        lora_id = params.req.lora_id
+        if lora_id is not None and not self.weights.is_loaded(lora_id):
+            # Not ours to serve: no KV at all. Admission turns the request away before it could run.
+            return MatchResult(0, self.tree.base, self.tree.base, self.tree.base)
+        adapter = self.adapter_node(lora_id)
         self._matched_adapter = adapter
         match = self.tree.match(
             adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)

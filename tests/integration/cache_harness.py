@@ -36,6 +36,9 @@ class FakeWeights:
     def slots_needed(self, lora_id: str) -> int:
         return self.sizes[lora_id]
 
+    def is_loaded(self, lora_id: str) -> bool:
+        return lora_id in self.sizes
+
     def is_pinned(self, lora_id: str) -> bool:
         return lora_id in self.pinned
 

@@ -153,6 +153,7 @@ def test_limits_of_the_pool() -> None:
 def scheduler_with(manager: Manager, dropped: list[str], **queues: Any) -> Any:
     batch = SimpleNamespace(reqs=queues.pop("running", []))
     return SimpleNamespace(
+        tp_size=1,
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager)),
         tree_cache=SimpleNamespace(drop_adapter=dropped.append),
         max_total_num_tokens=1000,
@@ -185,7 +186,30 @@ def test_loading_what_does_not_fit_is_undone() -> None:
     result = hooks.load(original, scheduler, request)
     assert not result.success and "no room" in result.error_message and manager.empty
     no = LoRAUpdateOutput(success=False, error_message="no")
-    assert hooks.load(lambda *_: no, scheduler, request) is no
+    assert hooks.load(lambda *_: no, scheduler, request).error_message == "no"
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_load_that_fails_on_another_rank_is_undone_here(
+    here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks, and the other one says no: rank 0, which answers, must not say yes."""
+    manager = Manager()
+    scheduler = scheduler_with(manager, [])
+    scheduler.tp_size, scheduler.tp_cpu_group = 2, "group"
+    monkeypatch.setattr(hooks.torch.distributed, "all_reduce", lambda votes, op, group: votes.zero_())
+
+    def original(_: Any, request: Any) -> LoRAUpdateOutput:
+        if here:
+            manager.lora_refs[request.lora_id] = request.to_ref()
+        return LoRAUpdateOutput(success=here, error_message=None if here else "no")
+
+    request = LoadLoRAAdapterFromTensorsReqInput(
+        lora_name="a", lora_id="x-0", config_dict={}, serialized_named_tensors=[]
+    )
+    result = hooks.load(original, scheduler, request)
+    assert not result.success and manager.empty
+    assert ("another tensor-parallel rank" in result.error_message) == here
 
 
 def test_adapters_of_the_command_line_have_the_same_limits() -> None:

@@ -77,6 +77,7 @@ def exercise(server: live.LiveServer, demo: Demo) -> dict[str, int]:
         "responses": ("/v1/responses", {"model": "demo:sql", "input": "Hello", "max_output_tokens": 4}),
         "ollama chat": ("/api/chat", {"model": "sql", "messages": hello, "stream": False}),
         "ollama generate": ("/api/generate", {"model": "sql", "prompt": "Hello", "stream": False}),
+        "embedding": ("/encode", {"text": "Hello"}),
         "load": ("/load_lora_adapter", {"lora_name": "legal", "lora_path": str(demo.adapters["legal"])}),
         "load tensors": ("/load_lora_adapter_from_tensors", tensors),
         "unload": ("/unload_lora_adapter", {"lora_name": "legal"}),

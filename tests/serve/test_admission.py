@@ -20,7 +20,12 @@ LARGE = ("code", "gardening")
 def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
     flags = ("--max-total-tokens", str(POOL), "--max-running-requests", "16", "--elora-audit-interval", "10")
     with live.server(
-        demo.model, "--elora", *flags, "--lora-paths", *demo.lora_paths(), log_dir=tmp_path_factory.mktemp("log")
+        demo.model,
+        "--elora",
+        *flags,
+        "--lora-paths",
+        *demo.lora_paths(),
+        log_dir=tmp_path_factory.mktemp("log"),
     ) as running:
         yield running
         assert running.alive(), running.tail()
@@ -128,3 +133,21 @@ def test_generation_is_capped_beside_the_adapter(server: live.LiveServer) -> Non
     answer = server.generate(input_ids=ids(3), lora_path=LARGE[0], max_new_tokens=5000, timeout=180)
     assert 0 < len(answer["output_ids"]) < POOL - 1000
     assert answer["meta_info"]["finish_reason"]["type"] == "length"
+
+
+def test_a_pinned_adapter_counts_before_its_first_use(server: live.LiveServer, demo: Demo) -> None:
+    """Pinned but never used: requests are capped beside it all the same, so that its first use hangs nobody."""
+    load = {"lora_name": "kept", "lora_path": str(demo.adapters["sql"]), "pinned": True}
+    reply = server.post("/load_lora_adapter", load)
+    assert reply.status == 200, reply.text
+    with ThreadPoolExecutor(3) as pool:
+        base = pool.submit(server.generate, input_ids=ids(6), max_new_tokens=5000, timeout=180)
+        kept = pool.submit(server.generate, input_ids=ids(7), lora_path="kept", max_new_tokens=4, timeout=180)
+        other = pool.submit(
+            server.generate, input_ids=ids(8), lora_path="french", max_new_tokens=4, timeout=180
+        )
+        assert len(kept.result()["output_ids"]) == len(other.result()["output_ids"]) == 4
+        assert len(base.result()["output_ids"]) < POOL - 250
+    again = server.generate(input_ids=ids(9), max_new_tokens=5000, timeout=180)
+    assert 0 < len(again["output_ids"]) < POOL - 250
+    assert server.post("/unload_lora_adapter", {"lora_name": "kept"}).status == 200

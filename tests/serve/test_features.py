@@ -85,6 +85,15 @@ def test_base_request_cannot_borrow_an_adapters_namespace(server: live.LiveServe
         assert borrowed["output_ids"] == base["output_ids"] != with_adapter["output_ids"]
 
 
+def test_an_internal_id_is_no_way_around_the_names(server: live.LiveServer) -> None:
+    """``lora_id`` is a field of SGLang's request; a client that sets it gets the base model, and the server lives."""
+    prompt = ids(10, 40)
+    base = server.generate(input_ids=prompt, max_new_tokens=8)["output_ids"]
+    for lora_id in ("no-such-id", *state(server)["resident_adapters"]):
+        assert server.generate(input_ids=prompt, max_new_tokens=8, lora_id=lora_id)["output_ids"] == base
+    assert server.alive()
+
+
 @pytest.mark.parametrize("field", ["extra_key", "cache_salt"])
 def test_namespaces_keep_their_prefixes_apart(server: live.LiveServer, field: str) -> None:
     prompt = ids(4 if field == "extra_key" else 5, 70)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def test_engine_operations(demo: Demo, tmp_path: Path) -> None:
         [sys.executable, str(script), str(demo.root), str(out)],
         log=tmp_path / "engine.log",
         timeout=300,
-        env=live.clean_env(PYTHONPATH=os.pathsep.join([str(live.ROOT / "tests"), str(live.ROOT)])),
+        env=live.clean_env(PYTHONPATH=str(Path(__file__).parents[1])),
     )
     assert status == 0, log[-4000:]
     seen = json.loads(out.read_text())
