@@ -15,7 +15,7 @@ def test_engine_operations(demo: Demo, tmp_path: Path) -> None:
     status, log = live.run(
         [sys.executable, str(script), str(demo.root), str(out)],
         log=tmp_path / "engine.log",
-        timeout=300,
+        timeout=600,
         env=live.clean_env(PYTHONPATH=str(Path(__file__).parents[1])),
     )
     assert status == 0, log[-4000:]
