@@ -131,6 +131,12 @@ def _entry_points(report: Report) -> None:
         report.reasons.append(
             "SGLANG_PLUGINS does not name elora, so SGLang will not load it; add it or unset it"
         )
+    chosen = os.environ.get("SGLANG_PLATFORM", "")
+    if chosen not in ("", "elora_cpu"):
+        # SGLang's front-loading filter (plugins/__init__.py): a package with a platform of its own is skipped whole.
+        report.reasons.append(
+            f"SGLANG_PLATFORM={chosen} makes SGLang skip this package, its plugin included; unset it"
+        )
 
 
 def _plugin_whitelist() -> set[str]:

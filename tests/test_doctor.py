@@ -78,9 +78,12 @@ def test_a_missing_entry_point_and_a_whitelist_are_reasons(monkeypatch: pytest.M
 
     monkeypatch.setattr(metadata, "entry_points", none)
     monkeypatch.setenv("SGLANG_PLUGINS", "other, another")
+    monkeypatch.setenv("SGLANG_PLATFORM", "somebody_elses")
     report = doctor.Report()
     doctor._entry_points(report)
-    assert [reason.split(" ")[0] for reason in report.reasons] == ["entry", "entry", "SGLANG_PLUGINS"]
+    assert [reason.split(" ")[0] for reason in report.reasons] == [
+        "entry", "entry", "SGLANG_PLUGINS", "SGLANG_PLATFORM=somebody_elses",
+    ]  # fmt: skip
 
 
 def test_a_fault_shows_in_the_status_and_the_text(
