@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,9 @@ from sglang.srt.server_args import ServerArgs
 from elora_sglang.integration import config, engine, flags, flags_lora
 from elora_sglang.integration.config import EloraConfig
 from elora_sglang.integration.flags_lora import LORA_FLAGS, Verdict
-from elora_sglang.integration.plugin_hooks import uninstall
+from elora_sglang.integration.plugin_hooks import install, uninstall
 from elora_sglang.integration.verify import Refused
-from elora_sglang.patches.base import discover
+from elora_sglang.patches.base import Process, When, discover, select
 
 ROWS = {row.field: row for row in LORA_FLAGS}
 
@@ -131,6 +133,19 @@ def test_the_command_line_reaches_a_child_process() -> None:
     assert config.current(server_args) == expected
     assert config.current(pickle.loads(pickle.dumps(server_args))) == expected
     assert config.launcher_enabled()
+
+
+def test_a_config_file_may_say_elora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.server_args import prepare_server_args
+
+    file = tmp_path / "server.yaml"
+    file.write_text("model-path: model\nelora: true\nelora-adapter-names: stock\n")
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # it would take pytest's handlers away
+    install(select(discover(), process={Process.MAIN}, when={When.ALWAYS}))
+    HookRegistry.apply_hooks()
+    server_args = prepare_server_args(["--config", str(file)])
+    assert config.current(server_args) == EloraConfig(enabled=True, adapter_names="stock")
 
 
 def test_the_backend_can_be_named_but_not_without_elora() -> None:
