@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Upper bound of LoRA ranks where the user gives none. It sizes nothing but shapes without memory.
+#: What SGLang is told as the highest LoRA rank. It sizes nothing but shapes without memory.
 ANY_LORA_RANK = 4096
 
 #: SGLang never runs more requests at once than this when --max-running-requests is not given
@@ -71,10 +71,9 @@ LORA_FLAGS: tuple[LoraFlag, ...] = (
     ),
     LoraFlag(
         "max_lora_rank",
-        Verdict.HONOURED,
-        "not needed: LoRA ranks mix freely and nothing is padded to a maximum. A value given is passed on to "
-        "SGLang, but reserves no memory and limits no adapter.",
-        lambda args: args.max_lora_rank or ANY_LORA_RANK,
+        Verdict.IGNORED,
+        "LoRA ranks mix freely, and nothing is padded to a maximum; no adapter is refused for its rank.",
+        lambda args: ANY_LORA_RANK,
     ),
     LoraFlag(
         "lora_target_modules",
