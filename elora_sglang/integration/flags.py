@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.integration import config, flags_lora, refusals
+from elora_sglang.integration import config, flags_lora, refusals, refusals_control
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
 
@@ -87,6 +87,15 @@ def page() -> str:
         "|---|---|",
     ]
     lines += [f"| {row.flag} | {row.advice} |" for row in (*refusals.FLAGS, *refusals.MODELS)]
+    lines += [
+        "",
+        "## Refused while serving",
+        "",
+        "With status 400 and this line; nothing else is disturbed.",
+        "",
+        f"- `/update_weights_from_{{disk,tensor,distributed,ipc}}`, `/begin_weight_update`: {refusals_control.WEIGHTS}.",
+        f"- `/release_memory_occupation`, `/resume_memory_occupation`: {refusals_control.MEMORY}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

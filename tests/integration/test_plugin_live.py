@@ -53,7 +53,7 @@ def server(
     process = live.start([sys.executable, str(SCRIPT), "serve", str(hooks_called), *arguments], log=log)
     found = live.LiveServer(process, f"http://127.0.0.1:{port}", log, tuple(arguments))
     try:
-        live.wait_ready(found, 400)
+        live.wait_ready(found, 600)
         yield found
     finally:
         found.stop()
