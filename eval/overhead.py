@@ -17,12 +17,13 @@ import os
 import random
 import signal
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from elora_sglang.eval import client, reporting, server
+from elora_sglang.eval.fair import adapters_for_stock
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -76,6 +77,10 @@ def _measure(
     return ttft, tpot, [answer.output_ids for answer in answers]
 
 
+def _lora(paths: Mapping[str, Path]) -> list[str]:
+    return ["--lora-paths", *(f"{name}={path}" for name, path in paths.items())]
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
     if args.pairs < 2:
@@ -93,25 +98,21 @@ def run(args: argparse.Namespace) -> int:
         "--dtype",
         "float32",
     ]
-    lora = ["--lora-paths", *(f"{name}={path}" for name, path in paths.items())]
-    flags = {
-        "stock": [
-            *common,
-            *lora,
-            "--lora-backend",
-            "torch_native",
-            "--max-loras-per-batch",
-            str(len(paths) + 1),
-        ],
-        "elora": [*common, *lora, "--elora"],
-    }
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in flags}
+    seen: dict[str, list[tuple[float, float]]] = {"stock": [], "elora": []}
     differing = compared = 0
     with TemporaryDirectory() as folder, ExitStack() as stack:
+        stock = adapters_for_stock(paths, Path(folder))
+        flags = {
+            "stock": [
+                *("--lora-backend", "torch_native", "--max-loras-per-batch", str(len(paths) + 1)),
+                *_lora(stock),
+            ],
+            "elora": ["--elora", *_lora(paths)],
+        }
         servers = {}
         for name, extra in flags.items():
             servers[name] = stack.enter_context(
-                server.server(args.demo / manifest["model"], *extra, log_dir=Path(folder), name=name)
+                server.server(args.demo / manifest["model"], *common, *extra, log_dir=Path(folder), name=name)
             )
             os.killpg(servers[name].process.pid, signal.SIGSTOP)
         for pair in range(-1, args.pairs):  # pair -1 warms both servers up and is dropped

@@ -7,10 +7,7 @@ the auditor looking on and SGLang's own strict leak check at its default.
 
 from __future__ import annotations
 
-import json
-import math
 import random
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,8 @@ import oracle_client
 import pytest
 from conftest import Demo
 from serve.dialogs import Prompt, prompts
+
+from elora_sglang.eval.fair import adapters_for_stock
 
 SEED = 20261123
 COUNT = 240
@@ -127,25 +126,11 @@ def test_margins_are_not_ties(golden: Golden) -> None:
     assert golden.smallest_margin > 1e-4
 
 
-def without_rslora(adapter: Path, folder: Path) -> Path:
-    """A copy with the same weights and scaling, said without ``use_rslora``, which stock SGLang ignores."""
-    shutil.copytree(adapter, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["lora_alpha"] = round(config["lora_alpha"] * math.sqrt(config["r"]))
-    config["use_rslora"] = False
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_stock_equals_transformers(golden: Golden, demo: Demo, tmp_path: Path) -> None:
     """Stock's slot buffers on the same platform plugin give the same tokens."""
-    rescaled = {
-        name: without_rslora(path, tmp_path / name)
-        for name, path in demo.adapters.items()
-        if json.loads((path / "adapter_config.json").read_text()).get("use_rslora")
-    }
-    assert rescaled, "the demo has an rsLoRA adapter"
-    paths = [f"{name}={rescaled.get(name, path)}" for name, path in demo.adapters.items()]
+    stock = adapters_for_stock(demo.adapters, tmp_path)
+    assert stock != demo.adapters, "the demo has an rsLoRA adapter"
+    paths = [f"{name}={path}" for name, path in stock.items()]
     flags = ("--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "17")
     with live.server(
         demo.model, *FP32, *flags, "--lora-paths", *paths, "--max-total-tokens", "60000", log_dir=tmp_path
