@@ -16,7 +16,6 @@ import pytest
 from conftest import Demo
 
 QUESTION = "How do I sell the blue piano at the market?"
-PROMPT = f"user: {QUESTION}\nassistant:"  # what the demo's chat template makes of it
 CHAT: list[Any] = [{"role": "user", "content": QUESTION}]
 GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
 
@@ -40,12 +39,21 @@ def client(server: live.LiveServer) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def expected(server: live.LiveServer) -> dict[str, str]:
+def prompt(demo: Demo) -> str:
+    """What the demo's chat template makes of the question."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.model)
+    return str(tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True))
+
+
+@pytest.fixture(scope="module")
+def expected(server: live.LiveServer, prompt: str) -> dict[str, str]:
     """Answers of the native API; all different, so that a mix-up shows."""
     said = {
         name: str(
             server.generate(
-                PROMPT,
+                prompt,
                 lora_path=None if name == "demo" else name,
                 max_new_tokens=24,
                 sampling={"ignore_eos": False},
@@ -62,11 +70,11 @@ def expected(server: live.LiveServer) -> dict[str, str]:
     ["demo", "demo:sql", "sql", "demo:french", "french", "default:legal"],
     ids=lambda m: m.replace(":", "-"),
 )
-def test_openai_client(client: openai.OpenAI, expected: dict[str, str], model: str) -> None:
+def test_openai_client(client: openai.OpenAI, expected: dict[str, str], prompt: str, model: str) -> None:
     said = expected[model.rsplit(":", 1)[-1]]
     chat = client.chat.completions.create(model=model, messages=CHAT, **GREEDY)
     assert chat.choices[0].message.content == said
-    text = client.completions.create(model=model, prompt=PROMPT, **GREEDY)
+    text = client.completions.create(model=model, prompt=prompt, **GREEDY)
     assert text.choices[0].text == said
     pieces = [
         chunk.choices[0].delta.content or ""
@@ -75,12 +83,14 @@ def test_openai_client(client: openai.OpenAI, expected: dict[str, str], model: s
     ]
     assert len(pieces) > 2
     assert "".join(pieces) == said
-    stream = client.completions.create(model=model, prompt=PROMPT, stream=True, **GREEDY)
+    stream = client.completions.create(model=model, prompt=prompt, stream=True, **GREEDY)
     assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices) == said
 
 
-def test_openai_client_prompts_in_one_request(client: openai.OpenAI, expected: dict[str, str]) -> None:
-    reply = client.completions.create(model="demo:sql", prompt=[PROMPT, PROMPT], **GREEDY)
+def test_openai_client_prompts_in_one_request(
+    client: openai.OpenAI, expected: dict[str, str], prompt: str
+) -> None:
+    reply = client.completions.create(model="demo:sql", prompt=[prompt, prompt], **GREEDY)
     assert [choice.text for choice in reply.choices] == [expected["sql"]] * 2
 
 
@@ -117,11 +127,11 @@ def curl(server: live.LiveServer, path: str, payload: Any) -> tuple[int, Any]:
     return int(status), json.loads(body)
 
 
-def test_curl(server: live.LiveServer, demo: Demo, expected: dict[str, str]) -> None:
+def test_curl(server: live.LiveServer, demo: Demo, expected: dict[str, str], prompt: str) -> None:
     assert shutil.which("curl"), "install curl"
     sampling = {"max_new_tokens": 24, "temperature": 0}
     status, body = curl(
-        server, "/generate", {"text": PROMPT, "lora_path": "sql", "sampling_params": sampling}
+        server, "/generate", {"text": prompt, "lora_path": "sql", "sampling_params": sampling}
     )
     assert (status, body["text"]) == (200, expected["sql"])
     status, body = curl(server, "/v1/chat/completions", {"model": "demo:legal", "messages": CHAT, **GREEDY})
@@ -130,17 +140,17 @@ def test_curl(server: live.LiveServer, demo: Demo, expected: dict[str, str]) -> 
         server, "/load_lora_adapter", {"lora_name": "new", "lora_path": str(demo.adapters["sql"])}
     )
     assert (status, body["success"]) == (200, True)
-    status, body = curl(server, "/v1/completions", {"model": "demo:new", "prompt": PROMPT, **GREEDY})
+    status, body = curl(server, "/v1/completions", {"model": "demo:new", "prompt": prompt, **GREEDY})
     assert (status, body["choices"][0]["text"]) == (200, expected["sql"])
     assert curl(server, "/unload_lora_adapter", {"lora_name": "new"})[0] == 200
     status, body = curl(
-        server, "/generate", {"text": PROMPT, "lora_path": "new", "sampling_params": sampling}
+        server, "/generate", {"text": prompt, "lora_path": "new", "sampling_params": sampling}
     )
     assert status == 404
     assert "new" in json.dumps(body)
 
 
-@pytest.mark.parametrize("backend", ["sglang", "sglang-oai", "sglang-oai-chat"])
+@pytest.mark.parametrize("backend", ["sglang", "sglang-oai-chat"])
 def test_sglang_benchmark(server: live.LiveServer, demo: Demo, tmp_path: Path, backend: str) -> None:
     """It sends the bare name as ``model`` and as ``lora_path``; its adapters are the ones that are loaded."""
     server.post("/flush_cache")
