@@ -25,17 +25,20 @@ _SOURCE = "elora"
 def accept(server_args: Any, settings: config.EloraConfig) -> Any:
     """Make these server arguments ELORA's (or, when disabled, stock's) and return them.
 
-    Mutates the arguments' bookkeeping, the environment and SGLang's list of resolution steps.
+    Mutates the arguments' bookkeeping, the environment and SGLang's list of resolution steps. Stock arguments
+    after ELORA's in one process take the launcher's hooks away again, so two engines of both kinds may follow
+    each other in one process, but not live in it at the same time.
 
     Raises:
         Refused: a flag that ``--elora`` does not work with, or an SGLang that does not fit.
     """
     config.attach(server_args, settings)
-    steps = select(discover(), process={Process.MAIN}, when={When.ELORA})
+    records = discover()
+    steps = select(records, process={Process.MAIN}, when={When.ELORA})
     if not settings.enabled:
         if getattr(server_args, "lora_backend", None) == "elora":
             raise verify.Refused("--lora-backend elora needs --elora; add --elora")
-        uninstall(steps)
+        uninstall(select(records, process={Process.MAIN, Process.TOKENIZER}, when={When.ELORA}))
         return server_args
     _refuse_first(refusals.refused_flags(server_args))
     verify.check_all(steps)

@@ -93,7 +93,8 @@ def page() -> str:
         "",
         "With status 400 and this line; nothing else is disturbed.",
         "",
-        f"- `/update_weights_from_{{disk,tensor,distributed,ipc}}`, `/begin_weight_update`: {refusals_control.WEIGHTS}.",
+        "- `/update_weights_from_{disk,tensor,distributed,ipc}`, `/begin_weight_update`: "
+        f"{refusals_control.WEIGHTS}.",
         f"- `/release_memory_occupation`, `/resume_memory_occupation`: {refusals_control.MEMORY}.",
     ]
     return "\n".join(lines) + "\n"

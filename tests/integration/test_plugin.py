@@ -95,6 +95,19 @@ def test_engine_takes_elora_keywords_and_its_schedulers_are_hooked(monkeypatch: 
         Engine.server_args_class(model_path="model", elora=True, elora_polcy="lru")
 
 
+def test_a_stock_engine_after_an_elora_engine_has_no_hooks() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    engine.install_tokenizer_hooks()
+    assert plugin_hooks.installed_names() >= {"final_checks", "adapter_registry"}
+    engine.accept(ServerArgs(model_path="model"), EloraConfig())
+    assert not plugin_hooks.installed_names()
+    engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    engine.install_tokenizer_hooks()
+    verify.require_in_place([p for p in discover() if p.name in plugin_hooks.installed_names()])
+
+
 def test_a_forked_scheduler_installs_what_the_loader_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.managers import scheduler
 
