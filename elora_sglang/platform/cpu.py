@@ -57,7 +57,7 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Fill what the user left open, so that ``--device cpu`` is enough. Mutates ``server_args``.
 
-        A setting that cannot work without an accelerator is changed with a warning, whoever chose it.
+        A LoRA backend that cannot work without an accelerator is replaced, whoever chose it: the default is one.
         """
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = DEFAULT_TOTAL_TOKENS
@@ -68,7 +68,7 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.dtype = "float32"
         if server_args.lora_backend not in HOST_LORA_BACKENDS:
             if server_args.enable_lora or server_args.lora_paths:
-                logger.warning("--lora-backend %s needs a GPU: using torch_native", server_args.lora_backend)
+                logger.info("LoRA backend torch_native: %s needs a GPU", server_args.lora_backend)
             server_args.lora_backend = HOST_LORA_BACKENDS[0]
 
     def init_backend(self) -> None:

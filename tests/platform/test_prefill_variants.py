@@ -22,7 +22,9 @@ FLAGS = ("--page-size", "16", "--chunked-prefill-size", str(CHUNK), "--enable-mi
 @pytest.fixture(scope="module")
 def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
     flags = (*FLAGS, "--lora-paths", *demo.lora_paths(*NAMES))
-    with live.server(demo.model, *flags, log_dir=tmp_path_factory.mktemp("paged"), name="paged") as running:
+    with live.server(
+        demo.model, *flags, log_dir=tmp_path_factory.mktemp("paged"), name="paged", boot_timeout=600
+    ) as running:
         yield running
 
 

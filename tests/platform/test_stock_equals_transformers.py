@@ -23,7 +23,9 @@ NEW_TOKENS = 12
 @pytest.fixture(scope="module")
 def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
     flags = ("--max-loras-per-batch", str(len(NAMES) + 1), "--lora-paths", *demo.lora_paths(*NAMES))
-    with live.server(demo.model, *flags, log_dir=tmp_path_factory.mktemp("stock"), name="stock") as running:
+    with live.server(
+        demo.model, *flags, log_dir=tmp_path_factory.mktemp("stock"), name="stock", boot_timeout=600
+    ) as running:
         yield running
 
 
