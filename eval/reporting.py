@@ -1,4 +1,4 @@
-"""The habit all measuring commands share: a table for people, ``--json`` for machines, ``--strict`` for gates."""
+"""What all measuring commands share: a table for people, ``--json`` for machines, ``--strict`` for gates."""
 
 from __future__ import annotations
 
