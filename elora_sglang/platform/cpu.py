@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 ATTENTION_BACKEND = "elora_cpu"
 # Stock fills the whole memory with KV; on a CPU that is the machine's RAM. At 128 KiB a token (8B, bf16): 4 GiB.
 DEFAULT_TOTAL_TOKENS = 32768
+# Stock reserves room for activations by a GPU's measure, which can exceed the RAM (--chunked-prefill-size -1 did).
+DEFAULT_MEM_FRACTION = 0.8
 # Request rows are allocated in advance, each with a context length of slots.
 DEFAULT_RUNNING_REQUESTS = 32
 # LoRA backends that compute without a device kernel; any other choice cannot run here.
@@ -63,6 +65,8 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.max_total_tokens = DEFAULT_TOTAL_TOKENS
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_RUNNING_REQUESTS
+        if server_args.mem_fraction_static is None:
+            server_args.mem_fraction_static = DEFAULT_MEM_FRACTION
         server_args.disable_custom_all_reduce = True
         if server_args.dtype == "auto" and _checkpoint_dtype(server_args.model_path) == "float32":
             server_args.dtype = "float32"

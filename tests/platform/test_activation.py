@@ -55,7 +55,7 @@ from sglang.srt.platforms import current_platform
 from elora_sglang.platform.cpu import default_threads
 def settings(**given):
     args = dict(max_total_tokens=None, max_running_requests=None, disable_custom_all_reduce=False, dtype="auto",
-                model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None)
+                mem_fraction_static=None, model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None)
     args = SimpleNamespace(**{**args, **given})
     current_platform.apply_server_args_defaults(args)
     return vars(args)
@@ -64,7 +64,9 @@ print(json.dumps({
     "oot": current_platform.is_out_of_tree(),
     "pin": current_platform.is_pin_memory_available(),
     "open": settings(),
-    "given": settings(max_total_tokens=99, max_running_requests=3, dtype="bfloat16", lora_backend="elora"),
+    "given": settings(
+        max_total_tokens=99, max_running_requests=3, mem_fraction_static=0.5, dtype="bfloat16", lora_backend="elora"
+    ),
     "threads": [default_threads(2, None), default_threads(16, None), default_threads(16, "3")],
 }))
 """
@@ -78,10 +80,12 @@ print(json.dumps({
     assert not found["pin"]
     assert found["open"]["max_total_tokens"] == 32768
     assert found["open"]["max_running_requests"] == 32
+    assert found["open"]["mem_fraction_static"] == 0.8
     assert found["open"]["lora_backend"] == "torch_native"
     assert found["open"]["disable_custom_all_reduce"]
     given = found["given"]
     assert (given["max_total_tokens"], given["max_running_requests"]) == (99, 3)
+    assert given["mem_fraction_static"] == 0.5
     assert (given["dtype"], given["lora_backend"]) == ("bfloat16", "elora")
     assert found["threads"] == [1, 8, None]
 
