@@ -27,8 +27,9 @@ from elora_sglang.eval.trees.systems import MODULES, SYSTEMS
 AIM_NODES, AIM_MS = 100_000, 0.1
 GROWTH_FROM, GROWTH_TO, AIM_GROWTH = 1_000, 1_000_000, 2.0
 ROUND, EVICT_ROUNDS, EVICT_CALLS = 10, 4, 5
-# Measured on CPython 3.11 with torch 2: the heaviest system's node, and a process that imported SGLang.
-BYTES_PER_NODE, BYTES_PER_PROCESS = 5_000, 1_200_000_000
+# Measured on CPython 3.11 with torch 2, rounded up: a node of the heaviest system, and what a process does not
+# share with the one it was forked from.
+BYTES_PER_NODE, BYTES_PER_PROCESS = 3_000, 500_000_000
 BUILD_SECONDS_PER_NODE = 0.02
 
 Samples = dict[tuple[str, int], dict[str, list[float]]]

@@ -62,7 +62,7 @@ def test_impossible_sizes_get_one_clear_line(argv: list[str], message: str) -> N
 def test_memory_decides_whether_systems_are_measured_in_turn() -> None:
     gigabytes = 10**9
     assert micro.fits_together([1000], 4, 24 * gigabytes)
-    assert not micro.fits_together([1000, 10**6], 4, 24 * gigabytes)
+    assert not micro.fits_together([1000, 10**6], 4, 16 * gigabytes)
     assert micro.available_memory() > 0
 
 
