@@ -13,6 +13,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from elora_sglang.platform import threads
+
 logger = logging.getLogger(__name__)
 
 ATTENTION_BACKEND = "elora_cpu"
@@ -24,8 +26,6 @@ DEFAULT_MEM_FRACTION = 0.8
 DEFAULT_RUNNING_REQUESTS = 32
 # LoRA backends that compute without a device kernel; any other choice cannot run here.
 HOST_LORA_BACKENDS = ("torch_native", "elora")
-# Up to this many cores one thread per process: server, scheduler and detokenizer run side by side.
-SINGLE_THREAD_CORES = 4
 
 
 class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -74,6 +74,7 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
             if server_args.enable_lora or server_args.lora_paths:
                 logger.info("LoRA backend torch_native: %s needs a GPU", server_args.lora_backend)
             server_args.lora_backend = HOST_LORA_BACKENDS[0]
+        threads.bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
     def init_backend(self) -> None:
         """Once per worker, before the model runner exists: register the attention, settle the threads."""
@@ -82,24 +83,10 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from elora_sglang.platform.attention import create
 
         ATTENTION_BACKENDS.setdefault(ATTENTION_BACKEND, create)
-        threads = default_threads(_usable_cores(), os.environ.get("OMP_NUM_THREADS"))
-        if threads is not None:
-            torch.set_num_threads(threads)
-
-
-def default_threads(cores: int, chosen: str | None) -> int | None:
-    """Threads for one worker, or None to leave what ``OMP_NUM_THREADS`` (``chosen``) says.
-
-    OpenMP's threads spin while they wait. A worker that takes every core fights with the two other processes of
-    its own server, and was measured forty times slower on two cores.
-    """
-    if chosen:
-        return None
-    return 1 if cores <= SINGLE_THREAD_CORES else cores // 2
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        chosen = os.environ.get("OMP_NUM_THREADS")
+        count = threads.default_threads(len(threads.usable_cores()), threads.bound_ranks(), chosen)
+        if count is not None:
+            torch.set_num_threads(count)
 
 
 def _checkpoint_dtype(model_path: str) -> str | None:

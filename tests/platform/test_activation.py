@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import elora_sglang.platform as platform_entry
+from elora_sglang.platform import threads as worker_threads
 from elora_sglang.platform.pinning import NoPinning, without_pinning
 
 
@@ -52,10 +54,9 @@ def test_sglang_takes_it_and_keeps_its_settings() -> None:
 import json
 from types import SimpleNamespace
 from sglang.srt.platforms import current_platform
-from elora_sglang.platform.cpu import default_threads
 def settings(**given):
     args = dict(max_total_tokens=None, max_running_requests=None, disable_custom_all_reduce=False, dtype="auto",
-                mem_fraction_static=None, model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None)
+                mem_fraction_static=None, model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None, tp_size=1, pp_size=1, dp_size=1)
     args = SimpleNamespace(**{**args, **given})
     current_platform.apply_server_args_defaults(args)
     return vars(args)
@@ -67,7 +68,6 @@ print(json.dumps({
     "given": settings(
         max_total_tokens=99, max_running_requests=3, mem_fraction_static=0.5, dtype="bfloat16", lora_backend="elora"
     ),
-    "threads": [default_threads(2, None), default_threads(16, None), default_threads(16, "3")],
 }))
 """
     done = subprocess.run(
@@ -87,7 +87,49 @@ print(json.dumps({
     assert (given["max_total_tokens"], given["max_running_requests"]) == (99, 3)
     assert given["mem_fraction_static"] == 0.5
     assert (given["dtype"], given["lora_backend"]) == ("bfloat16", "elora")
-    assert found["threads"] == [1, 8, None]
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "chosen", "threads"),
+    [
+        (2, 1, None, 1),
+        (4, 2, None, 1),
+        (16, 1, None, 8),
+        (16, 2, None, 4),
+        (6, 8, None, 1),
+        (16, 1, "3", None),
+    ],
+)
+def test_default_threads(cores: int, ranks: int, chosen: str | None, threads: int | None) -> None:
+    assert worker_threads.default_threads(cores, ranks, chosen) == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "text"),
+    [([0, 1], 2, "0|1"), ([0, 1, 2, 3], 2, "0,1|2,3"), ([4], 2, "4|4"), ([0, 2, 4], 2, "0|2")],
+)
+def test_ranks_are_told_their_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: list[int], ranks: int, text: str
+) -> None:
+    monkeypatch.setenv(worker_threads.BINDING, "")
+    monkeypatch.setattr(worker_threads, "usable_cores", lambda: cores)
+    worker_threads.bind_ranks(1)
+    assert worker_threads.bound_ranks() == 1
+    worker_threads.bind_ranks(ranks)
+    assert os.environ[worker_threads.BINDING] == text
+    assert worker_threads.bound_ranks() == ranks
+    worker_threads.bind_ranks(3)
+    assert os.environ[worker_threads.BINDING] == text, "what is set already is the user's"
+
+
+def test_threads_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook leaves the compiled call out where there is none, and calls it where there is."""
+    called = []
+    worker_threads.without_kernel_threads(lambda **given: called.append(given), local_omp_cpuid="0")
+    assert called == []
+    monkeypatch.setattr(torch.ops, "sgl_kernel", SimpleNamespace(init_cpu_threads_env=None))
+    worker_threads.without_kernel_threads(lambda **given: called.append(given), local_omp_cpuid="0")
+    assert called == [{"local_omp_cpuid": "0"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="pinning works where there is a GPU")

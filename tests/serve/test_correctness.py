@@ -158,7 +158,7 @@ CELLS = [
     ),
     Cell("starved-whole-prompts", ("--chunked-prefill-size", "-1"), full=True),
     Cell("starved-page16-chunked", ("--page-size", "16", "--chunked-prefill-size", "64"), full=True),
-    Cell("starved-no-overlap", ("--disable-overlap-schedule"), full=True),
+    Cell("starved-no-overlap", ("--disable-overlap-schedule",), full=True),
     Cell("starved-retracting", ("--chunked-prefill-size", "64"), retract=True, full=True),
     Cell("starved-lpm", ("--schedule-policy", "lpm"), full=True),
     Cell("starved-mixed-chunk", ("--chunked-prefill-size", "64", "--enable-mixed-chunk"), full=True),
