@@ -38,7 +38,7 @@ def stock() -> list[tuple[str, str, str, bytes]]:
             env=live.clean_env(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=800,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert "Error in stream_executor" not in done.stderr, done.stderr[-3000:]
@@ -101,7 +101,7 @@ def test_names_imported_before_are_hooked_too(recorder: Recorder) -> None:
         f"program.run(backend=RuntimeEndpoint({recorder.url!r})).sync()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=live.clean_env(), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script], env=live.clean_env(), capture_output=True, text=True, timeout=800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert recorder.adapters() == ["sql", "legal", "legal"]
