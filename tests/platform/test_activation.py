@@ -56,7 +56,8 @@ from types import SimpleNamespace
 from sglang.srt.platforms import current_platform
 def settings(**given):
     args = dict(max_total_tokens=None, max_running_requests=None, disable_custom_all_reduce=False, dtype="auto",
-                mem_fraction_static=None, model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None, tp_size=1, pp_size=1, dp_size=1)
+                mem_fraction_static=None, model_path="none", lora_backend="csgmv", enable_lora=None, lora_paths=None,
+                tp_size=1, pp_size=1, dp_size=1)
     args = SimpleNamespace(**{**args, **given})
     current_platform.apply_server_args_defaults(args)
     return vars(args)
