@@ -1,4 +1,4 @@
-"""Pages of 16, chunked prefill and mixed batches, cache hits, n > 1 and two tensor-parallel ranks: Transformers' tokens.
+"""Pages of 16, chunked prefill, mixed batches, cache hits, n > 1, two tensor-parallel ranks: Transformers' tokens.
 
 White-box speed: the engines are forked from one script each; ``test_stock_equals_transformers.py`` boots the stock way.
 """
