@@ -39,6 +39,7 @@ def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[liv
             *demo.lora_paths(*ADAPTERS),
         ),
         log_dir=tmp_path_factory.mktemp("frontend"),
+        boot_timeout=600,
     ) as running:
         yield running
 

@@ -29,6 +29,7 @@ def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[liv
         *flags,
         *("--max-total-tokens", "8000", "--stream-interval", "1", "--lora-paths", *demo.lora_paths(*names)),
         log_dir=tmp_path_factory.mktemp("clients"),
+        boot_timeout=600,
     ) as running:
         yield running
 
