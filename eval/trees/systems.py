@@ -17,16 +17,18 @@ SYSTEMS = ("elora", "sglang radix", "sglang unified python", "sglang unified rus
 
 
 class CountingAllocator:
-    """Stands in for SGLang's slot allocator: counts what comes back."""
+    """Stands in for SGLang's slot allocator: counts the slots that come back and in how many pieces."""
 
     device = "cpu"
 
     def __init__(self) -> None:
         self.freed = 0
+        self.pieces = 0
 
     def free_segment(self, slots: Any, start_pos: int = 0) -> None:
-        """Count the slots of one contiguous piece of a row."""
+        """Count the slots of one node: every system frees its victims one by one."""
         self.freed += len(slots)
+        self.pieces += 1
 
     free = free_segment
 
@@ -98,6 +100,7 @@ class EloraCache:
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.
         weights: Any = SimpleNamespace(
             slots_needed=lambda lora_id: 64,
+            is_loaded=lambda lora_id: True,
             is_pinned=lambda lora_id: False,
             drop=lambda lora_id, slots: None,
         )

@@ -107,22 +107,19 @@ def measure_request(grown: Grown) -> float:
 
 def measure_eviction(grown: Grown, calls: int) -> list[float]:
     """Seconds a victim in each of at most ``calls`` calls that make room for 512 slots; stops after 2 s."""
+    allocator = grown.system.cache.token_to_kv_pool_allocator
     samples: list[float] = []
     stop = time.perf_counter() + EVICT_SECONDS
     while len(samples) < calls and (len(samples) < 2 or time.perf_counter() < stop):
-        before = grown.system.cache.token_to_kv_pool_allocator.freed
+        allocator.freed = allocator.pieces = 0
         started = time.perf_counter()
         freed = grown.system.evict(EVICT_SLOTS)
         seconds = time.perf_counter() - started
         if freed == 0:
             break
-        returned = grown.system.cache.token_to_kv_pool_allocator.freed - before
-        if freed < EVICT_SLOTS or returned != freed:
-            raise AssertionError(
-                f"eviction freed {freed} slots and gave {returned} back, asked for {EVICT_SLOTS}"
-            )
-        # The oldest nodes are background halves; a heavier victim now and then only lowers the count.
-        samples.append(seconds / max(freed // HALF, 1))
+        if not EVICT_SLOTS <= freed == allocator.freed:
+            raise AssertionError(f"{freed} slots evicted, {allocator.freed} freed, {EVICT_SLOTS} wanted")
+        samples.append(seconds / allocator.pieces)
     return samples
 
 

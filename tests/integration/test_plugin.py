@@ -130,20 +130,20 @@ def test_the_scheduler_checks_its_hooks_before_it_is_configured(monkeypatch: pyt
         scheduler.configure_scheduler_process(SimpleNamespace(_elora=EloraConfig(enabled=True)), 0)
 
 
-def write_mixtral(folder: Path) -> Path:
-    """A model folder that is complete enough to be refused: its configuration says mixture of experts."""
+def write_model(folder: Path, architecture: str, **more: Any) -> Path:
+    """A model folder that is complete enough to be refused: a configuration without weights."""
     folder.mkdir()
     settings = {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": architecture.lower(),
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
         "num_key_value_heads": 2,
-        "num_local_experts": 4,
         "vocab_size": 256,
         "torch_dtype": "float32",
+        **more,
     }
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
@@ -173,7 +173,7 @@ def write_mixtral(folder: Path) -> Path:
 def test_a_launch_is_refused_with_one_line_and_a_status(
     command: list[str], flags: list[str], expected: str, tmp_path: Path
 ) -> None:
-    model = write_mixtral(tmp_path / "model")
+    model = write_model(tmp_path / "model", "Mixtral", num_local_experts=4)
     done = subprocess.run(
         [*command, "--model-path", str(model), "--device", "cpu", *flags],
         capture_output=True,
@@ -186,6 +186,40 @@ def test_a_launch_is_refused_with_one_line_and_a_status(
     said = [line for line in done.stderr.splitlines() if line.startswith("elora: ")]
     assert len(said) == 1, done.stderr[-3000:]
     assert expected in said[0]
+
+
+BROKEN_LAUNCH = """
+import multiprocessing, sys
+from elora_sglang.patches import base
+if multiprocessing.parent_process() is not None:  # the scheduler does not know one target any more
+    base.manifest().pop("sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class")
+if __name__ == "__main__":
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    load_plugins()
+    run_server(prepare_server_args(sys.argv[1:]))
+"""
+
+
+def test_a_scheduler_that_cannot_be_hooked_ends_the_server(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "Llama")
+    (tmp_path / "launch.py").write_text(BROKEN_LAUNCH)
+    arguments = [
+        "--elora",
+        "--model-path",
+        str(model),
+        "--skip-tokenizer-init",
+        "--port",
+        str(live.free_port()),
+    ]
+    status, output = live.run(
+        [sys.executable, str(tmp_path / "launch.py"), *arguments], log=tmp_path / "log", timeout=600
+    )
+    assert status not in (0, 124), output[-3000:]
+    said = [line for line in output.splitlines() if line.startswith("elora: ")]
+    assert len(said) == 1, output[-3000:]
+    assert "Scheduler.get_prefill_adder_class has no entry" in said[0]
 
 
 def test_the_flags_show_in_the_help_of_launch_server(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ BY_NAME = pytest.mark.parametrize("patch", RECORDS, ids=lambda p: p.name)
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
+    # Another test of this process may have loaded SGLang's plugins and put the targets back by other means:
+    # SGLang would then take a target for hooked that is not.
+    for record in RECORDS:
+        if not plugin_hooks.in_place(record):
+            HookRegistry._patched.discard(record.target)
+            HookRegistry._hooks.pop(record.target, None)
     yield
     plugin_hooks.uninstall(RECORDS)
     assert not plugin_hooks.installed_names()
