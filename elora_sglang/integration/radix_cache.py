@@ -240,8 +240,9 @@ class EloraRadixCache(BasePrefixCache):
             return
         adapter = self.tree.adapter_of(held)
         kv = req.kv
-        length = up_to // self.page_size * self.page_size
-        tokens: array[int] = req.full_untruncated_fill_ids[:length]
+        tokens: array[int] = req.full_untruncated_fill_ids[:up_to]
+        # With mixed chunks `up_to` may run one past the known tokens: that token is still being computed.
+        length = len(tokens) // self.page_size * self.page_size
         space = _namespace(req.extra_key, req.cache_salt)
         row = self.req_to_token_pool.req_to_token[kv.req_pool_idx, :length]
         own = row.to(torch.int64, copy=True)

@@ -91,11 +91,6 @@ FLAGS: tuple[Refusal, ...] = (
     Refusal("--enable-page-major-kv-layout", _on("enable_page_major_kv_layout"), "remove it"),
     Refusal("--enable-unified-memory", _on("enable_unified_memory"), "remove it"),
     Refusal("--enable-hisparse", _on("enable_hisparse"), "remove it"),
-    Refusal(
-        "--enable-mixed-chunk",
-        _on("enable_mixed_chunk"),
-        "remove it: the auditor finds slots without an owner",
-    ),
     Refusal("--prefill-only-disable-kv-cache", _on("prefill_only_disable_kv_cache"), "remove it"),
     Refusal(
         "--lora-target-modules embed_tokens or lm_head",

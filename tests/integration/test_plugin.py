@@ -189,9 +189,9 @@ def test_a_launch_is_refused_with_one_line_and_a_status(
 
 
 BROKEN_LAUNCH = """
-import multiprocessing, sys
+import sys
 from elora_sglang.patches import base
-if multiprocessing.parent_process() is not None:  # the scheduler does not know one target any more
+if __name__ == "__mp_main__":  # a spawned process: it does not know one target any more
     base.manifest().pop("sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class")
 if __name__ == "__main__":
     from sglang.launch_server import run_server

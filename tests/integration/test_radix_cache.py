@@ -97,6 +97,20 @@ def test_duplicates_are_freed_and_the_row_repointed(harness: Harness) -> None:
     assert harness.cache.auditor.audit([]) == []
 
 
+def test_a_checkpoint_may_run_one_past_the_known_tokens(harness: Harness) -> None:
+    """Mixed chunks: the row already holds the slot of a token that is still being computed; it stays the request's."""
+    req = harness.request(list(range(64)), A)
+    harness.admit(req)
+    harness.grow(req, [1])
+    del req.full_untruncated_fill_ids[64:]
+    harness.cache.checkpoint(req, up_to=65)
+    assert req.kv.cache_protected_len == 64
+    assert harness.cache.auditor.audit([req]) == []
+    req.full_untruncated_fill_ids.append(1)
+    harness.finish(req)
+    assert harness.balance() == 0
+
+
 def test_unload_while_running(harness: Harness) -> None:
     """The branch is gone for everybody else at once; the running request keeps its weights to its end."""
     harness.run(list(range(100)), A)

@@ -33,7 +33,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "--enable-page-major-kv-layout": {"enable_page_major_kv_layout": True},
     "--enable-unified-memory": {"enable_unified_memory": True},
     "--enable-hisparse": {"enable_hisparse": True},
-    "--enable-mixed-chunk": {"enable_mixed_chunk": True},
     "--prefill-only-disable-kv-cache": {"prefill_only_disable_kv_cache": True},
     "--lora-target-modules embed_tokens or lm_head": {"lora_target_modules": ["q_proj", "lm_head"]},
     "--enable-lora set to False": {"enable_lora": False},

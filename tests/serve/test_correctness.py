@@ -161,6 +161,7 @@ CELLS = [
     Cell("starved-no-overlap", ("--disable-overlap-schedule",), full=True),
     Cell("starved-retracting", ("--chunked-prefill-size", "64"), retract=True, full=True),
     Cell("starved-lpm", ("--schedule-policy", "lpm"), full=True),
+    Cell("starved-mixed-chunk", ("--chunked-prefill-size", "64", "--enable-mixed-chunk"), full=True),
 ]  # fmt: skip
 
 
