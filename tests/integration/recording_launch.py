@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,13 @@ def serve(arguments: list[str]) -> None:
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
 
     load_plugins()
-    run_server(prepare_server_args(arguments))
+    try:
+        run_server(prepare_server_args(arguments))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
 
 
 def engine(arguments: list[str]) -> None:

@@ -189,7 +189,7 @@ def test_a_launch_is_refused_with_one_line_and_a_status(
 
 
 BROKEN_LAUNCH = """
-import sys
+import os, sys
 from elora_sglang.patches import base
 if __name__ == "__mp_main__":  # a spawned process: it does not know one target any more
     base.manifest().pop("sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class")
@@ -197,8 +197,12 @@ if __name__ == "__main__":
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
     load_plugins()
-    run_server(prepare_server_args(sys.argv[1:]))
+    try:
+        run_server(prepare_server_args(sys.argv[1:]))
+    finally:  # as sglang.launch_server does
+        kill_process_tree(os.getpid(), include_parent=False)
 """
 
 
