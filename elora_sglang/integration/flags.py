@@ -26,17 +26,25 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             group.add_argument(flag, action="store_true", help=text)
         else:
-            choices = config.policy_names() if field.name == "policy" else field.metadata["choices"]
+            is_policy = field.name == "policy"
+            choices = config.policy_names() if is_policy else field.metadata["choices"]
             group.add_argument(
                 flag,
-                type=type(field.default),
+                type=config.policy_file if is_policy else type(field.default),
                 default=None,
                 choices=choices or None,
-                help=f"{text} Default: {field.default}.",
+                help=f"{text} Default: {_default(field)}.",
             )
     for action in parser._actions:
         if action.dest == "lora_backend" and action.choices is not None:
             action.choices = [*action.choices, "elora"]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """A field's default as the help and the page show it."""
+    if field.default is False:
+        return "off"
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default) or "none"
 
 
 def from_cli_args(result: Any, cls: type, args: argparse.Namespace) -> Any:
@@ -67,7 +75,8 @@ def page() -> str:
         "|---|---|---|",
     ]
     for field in dataclasses.fields(config.EloraConfig):
-        default = "off" if field.default is False else f"`{field.default}`"
+        default = _default(field)
+        default = default if default in ("off", "none") else f"`{default}`"
         lines.append(f"| `{config.flag_of(field.name)}` | {default} | {field.metadata['help']} |")
     lines += [
         "",

@@ -13,7 +13,7 @@ from sglang.srt.arg_groups.fields.lora import Lora
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.server_args import ServerArgs
 
-from elora_sglang.integration import config, engine, flags, flags_lora
+from elora_sglang.integration import config, engine, flags, flags_lora, host_size
 from elora_sglang.integration.config import EloraConfig
 from elora_sglang.integration.flags_lora import LORA_FLAGS, Verdict
 from elora_sglang.integration.plugin_hooks import install, uninstall
@@ -196,3 +196,75 @@ def test_all_means_the_linear_modules() -> None:
 
 def test_the_page_is_current() -> None:
     assert flags.main(["--check"]) == 0, "run python -m elora_sglang.integration.flags --write"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"elora_host_memory": "lots"}, "--elora-host-memory: 'lots' is not auto, a number of gigabytes"),
+        ({"elora_host_memory": "-1"}, "--elora-host-memory: '-1' is not auto"),
+        ({"elora_busy_watermark": 1.5}, "--elora-busy-watermark: 1.5 must be above 0 and at most 1"),
+        ({"elora_idle_watermark": -0.1}, "--elora-idle-watermark: -0.1 must be between 0 and 1"),
+        (
+            {"elora_busy_watermark": 0.5},
+            "--elora-idle-watermark: 0.7 must not be above --elora-busy-watermark",
+        ),
+        ({"elora_swap_interval": 0.0}, "--elora-swap-interval: 0.0 must be a positive number of seconds"),
+        ({"elora_swap_interval": float("nan")}, "--elora-swap-interval: nan must be a positive number"),
+        ({"elora_lora_share": 1}, "--elora-lora-share: 1.0 must be above 0 and below 1"),
+        ({"elora_link_gbps": -2}, "--elora-link-gbps: -2.0 must be 0 or a positive number"),
+        ({"elora_without": "guard,treee"}, "--elora-without: 'treee' is not one of dependency, unified"),
+        ({"elora_trace_out": "/no/such/folder/t.jsonl"}, "--elora-trace-out: the folder of '/no/such/folder"),
+        ({"elora_audit_interval": -1}, "--elora-audit-interval: -1 must not be negative"),
+    ],
+)
+def test_swapper_settings_are_checked_with_one_line(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        config.from_keywords({"elora": True, **given})
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_in_their_spellings() -> None:
+    given = ("--elora", "--elora-without", "guard, queue-prefetch", "--elora-link-gbps", "2")
+    settings = config.current(parse(*given))
+    assert settings.without_terms == {"guard", "queue-prefetch"}
+    assert settings.link_gbps == 2.0
+    assert config.from_keywords({"elora": True, "elora_link_gbps": 3}).link_gbps == 3.0
+    assert config.from_keywords({"elora": True}).without_terms == frozenset()
+
+
+def test_a_policy_may_be_written_with_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "policy_names", lambda: ("lru", "paper_literal"))
+    for name in ("paper-literal", "paper_literal"):
+        assert config.current(parse("--elora", "--elora-policy", name)).policy == "paper_literal"
+        assert config.from_keywords({"elora": True, "elora_policy": name}).policy == "paper_literal"
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("0", 0),
+        ("0GB", 0),
+        ("0x", 0),
+        ("auto", 400),  # as much as the device pool
+        ("0.5x", 192),
+        ("2x", 800),
+        ("1.3x", 512),  # whole pages
+        ("0.0002", 96),  # 200,000 bytes over two ranks, 1,000 a slot: 100, of which whole pages
+        ("0.0002 gb", 96),
+    ],
+)
+def test_host_memory_becomes_slots(text: str, slots: int) -> None:
+    found = host_size.host_slots(
+        text, device_slots=400, slot_bytes=1000, page_size=16, ranks=2, available_bytes=10_000_000
+    )
+    assert found == slots
+
+
+def test_automatic_host_memory_leaves_half_of_what_is_available() -> None:
+    room = {"device_slots": 1000, "slot_bytes": 1000, "page_size": 1, "ranks": 2}
+    assert host_size.host_slots("auto", available_bytes=1_000_000, **room) == 250
+    with pytest.raises(ValueError, match=r"--elora-host-memory 1x is 0\.0 GB, and 0\.0 GB are available"):
+        host_size.host_slots("1x", available_bytes=1_000_000, **room)
+    assert 0 < host_size.available_bytes() < 1 << 50
