@@ -59,6 +59,7 @@ class When(enum.Enum):
     ELORA = "with --elora"
     CPU = "on the elora CPU platform"  # for stock SGLang and --elora alike
     FRONTEND = "after import elora_sglang.frontend"
+    EVAL = "in a baseline that eval live started"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

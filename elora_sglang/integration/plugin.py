@@ -7,6 +7,7 @@ environment that its launcher runs with ``--elora``, because it has no arguments
 
 from __future__ import annotations
 
+import os
 import sys
 
 from elora_sglang.integration import config
@@ -41,5 +42,7 @@ def _register() -> None:
         needed += select(patches, process={Process.SCHEDULER}, when={When.CPU})
     if child and config.launcher_enabled():
         needed += verify.scheduler_patches()
+    elif config.ENV_EVAL_LINK in os.environ:
+        needed += select(patches, process={Process.SCHEDULER}, when={When.EVAL})
     verify.check_all(needed)
     install(needed)

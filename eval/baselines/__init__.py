@@ -1,0 +1,1 @@
+"""Rivals of the live comparison: stock SGLang's adapter loading and HiCache, made comparable on a CPU."""
