@@ -99,6 +99,8 @@ class EloraLoRABackend(BaseLoRABackend):
         """
         place: tuple[int, str] = getattr(lora_a, PLACE)
         rows = self.batch_info.rows
+        assert self.memory_pool is not None  # prepare_lora_batch has seen it
+        self.memory_pool.wait_layer(place[0])
         if all_reduce is None:
             return add_lora(x, base_fn(), rows, *place)
         h = shrink(x, rows, *place)

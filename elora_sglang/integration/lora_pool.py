@@ -7,18 +7,17 @@ resident is decided elsewhere (the cache's dependency tree); this class never ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.lora.mem_pool import LoRAMemoryPool
 from sglang.srt.lora.utils import EMBEDDING_NAMES, get_normalized_target_modules
 
 from elora_sglang.integration import lora_shards
 from elora_sglang.integration.adapter_files import AdapterError
+from elora_sglang.integration.adapter_store import AdapterStore, joined
 from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, plan_adapter
 from elora_sglang.runtime.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool import UnifiedPool
@@ -34,8 +33,8 @@ PLACE = "_elora_place"
 class EloraLoRAMemoryPool(LoRAMemoryPool):
     """Adapters in slots of the KV pool. Same constructor as the class it replaces.
 
-    Life of an adapter here: ``slots_needed`` (any time after it is loaded on the CPU), ``load`` into
-    slots, any number of batches, ``drop``. ``bind`` must come before the first ``load``.
+    Life of an adapter here: ``slots_needed`` (any time after it is registered), ``load`` into slots, or ``adopt`` of
+    slots that a transfer fills, any number of batches, ``drop``. ``bind`` must come before the first of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,6 +42,10 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         self._manager: LoRAManager | None = None
         self._layouts: dict[str, AdapterLayout] = {}
         self._packed: dict[str, PackedAdapter] = {}
+        #: The host side: where the bytes of adapters are that are not resident, and how they get there.
+        self.store = AdapterStore(self)
+        #: Called with a layer before its first adapter weights are read in a batch; see :meth:`wait_layer`.
+        self.layer_fence: Callable[[int], None] | None = None
         #: This batch's adapters by buffer id; None is the base model.
         self.batch_adapters: list[PackedAdapter | None] = []
         super().__init__(*args, **kwargs)
@@ -111,7 +114,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         Raises:
             AdapterError: the adapter does not fit this model; the text names its file and the fault.
         """
-        return self._layout(lora_id).slots
+        return self.layout(lora_id).slots
 
     def is_pinned(self, lora_id: str) -> bool:
         reference = self.manager.lora_refs.get(lora_id)
@@ -133,8 +136,14 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         """Slots of every resident adapter, ascending, int64 on the pool's device. A new dict."""
         return {lora_id: packed.slots for lora_id, packed in self._packed.items()}
 
+    def slots_of(self, lora_id: str) -> torch.Tensor:
+        """The resident adapter's slots, *ascending*: row i is row i of its ascending host slots. KeyError: none."""
+        return self._packed[lora_id].slots
+
     def load(self, lora_id: str, slots: torch.Tensor) -> None:
-        """Write the adapter's weights into ``slots`` and make it resident. Mutates the pool.
+        """Write the adapter's weights into ``slots`` now and make it resident. Mutates the pool.
+
+        From its host copy, else from memory, else from its file, which blocks on the disk.
 
         Args:
             slots: int64 ``[slots_needed(lora_id)]``, whole pages, any order; owned by the adapter
@@ -142,19 +151,42 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
 
         Raises:
             ValueError: already resident, or slots that cannot hold it. Nothing is resident then.
+            AdapterError: its file is gone, broken or has other content. Nothing is resident then.
         """
+        packed = self._place(lora_id, slots)
+        self._adapter(lora_id)  # KeyError for one that is not loaded
+        if self.store.source(lora_id) == "host":
+            self.store.copy_rows(lora_id, packed)
+        else:
+            packed.write(self.store.memory_matrices(lora_id) or self.store.read_file(lora_id))
+            if self.store.host is not None:
+                self.store.drop_cpu_tensors(lora_id)
+        self._packed[lora_id] = packed
+
+    def adopt(self, lora_id: str, slots: torch.Tensor) -> None:
+        """Make the adapter resident in ``slots`` without writing: a transfer brings, or brought, its bytes.
+
+        The transfer must copy ascending host slots to ascending device slots, and a batch that uses the adapter
+        before it has ended must be fenced by :attr:`layer_fence`. Raises ValueError as :meth:`load`.
+        """
+        self._packed[lora_id] = self._place(lora_id, slots)
+
+    def _place(self, lora_id: str, slots: torch.Tensor) -> PackedAdapter:
         if lora_id in self._packed:
             raise ValueError(f"elora: adapter {lora_id} is already resident")
-        packed = PackedAdapter(self.pool, self._layout(lora_id), slots, self.dtype)
-        adapter = self._adapter(lora_id)
-        packed.write(lambda layer: self._matrices(adapter, layer))
-        self._packed[lora_id] = packed
+        return PackedAdapter(self.pool, self.layout(lora_id), slots, self.dtype)
+
+    def wait_layer(self, layer: int) -> None:
+        """The LoRA backend is about to read weights of ``layer``; returns when their transfers are ordered before."""
+        if self.layer_fence is not None:
+            self.layer_fence(layer)
 
     def drop(self, lora_id: str, slots: torch.Tensor | None = None) -> None:
         """Forget where the adapter is; its slots belong to the caller again. Idempotent."""
         self._packed.pop(lora_id, None)
         if self._manager is not None and lora_id not in self._manager.loras:
             self._layouts.pop(lora_id, None)
+            self.store.forget(lora_id)
 
     def drop_all(self) -> None:
         """Forget all residency, as after a flush."""
@@ -167,36 +199,26 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
 
         Matrices in layer, module, matrix order, without alignment and unused tails.
         """
-        return _joined(self._packed[lora_id].read())
+        return joined(self._packed[lora_id].read())
 
     def expected_bytes(self, lora_id: str, *, from_files: bool = False) -> torch.Tensor:
-        """What :meth:`read_bytes` must return: rebuilt from the CPU tensors, or from the files again."""
-        adapter = self._from_files(lora_id) if from_files else self._adapter(lora_id)
-        layout = self._layout(lora_id)
-        found: list[dict[tuple[str, int], torch.Tensor]] = []
-        for layer, part in enumerate(layout.layers):
-            sources = self._matrices(adapter, layer)
-            keys = [(m.name, i) for m in part.modules for i in range(1 + len(m.slices))]
-            found.append({key: sources[key].to(self.dtype).contiguous() for key in keys})
-        return _joined(found)
+        """What :meth:`read_bytes` must return: rebuilt from memory, or from the files again.
 
-    def _from_files(self, lora_id: str) -> LoRAAdapter:
-        """The adapter read anew from its folder; the loaded one when it never had a folder."""
-        loaded = self._adapter(lora_id)
-        folder = Path(self.manager.lora_refs[lora_id].lora_path or "")
-        files = sorted(folder.glob("adapter_model*.safetensors"))
-        if not files:
-            return loaded
-        adapter = type(loaded)(
-            lora_id,
-            loaded.config,
-            loaded.base_hf_config,
-            loaded.load_config,
-            loaded.lora_backend,
-            base_model=self.base_model,
-        )
-        adapter.initialize_weights_from_tensors({k: v for file in files for k, v in load_file(file).items()})
-        return adapter
+        An adapter without a file is rebuilt from memory in either case; one that has its only bytes in the host
+        pool, from there. Raises AdapterError: the file is gone, broken or has other content.
+        """
+        if self.store.has_file(lora_id) and (from_files or self.store.source(lora_id) == "file"):
+            matrices = self.store.read_file(lora_id)
+        elif (found := self.store.memory_matrices(lora_id)) is not None:
+            matrices = found
+        else:
+            return self.store.host_bytes(lora_id)
+        layers: list[dict[tuple[str, int], torch.Tensor]] = []
+        for layer, part in enumerate(self.layout(lora_id).layers):
+            sources = matrices(layer)
+            keys = [(m.name, i) for m in part.modules for i in range(1 + len(m.slices))]
+            layers.append({key: sources[key].to(self.dtype).contiguous() for key in keys})
+        return joined(layers)
 
     def _adapter(self, lora_id: str) -> LoRAAdapter:
         adapter = self.manager.loras.get(lora_id)
@@ -204,7 +226,8 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
             raise KeyError(f"elora: adapter {lora_id} is not loaded")
         return adapter
 
-    def _layout(self, lora_id: str) -> AdapterLayout:
+    def layout(self, lora_id: str) -> AdapterLayout:
+        """Where its matrices lie in slots, on the device as in the host pool."""
         layout = self._layouts.get(lora_id)
         if layout is None:
             adapter = self._adapter(lora_id)
@@ -223,7 +246,8 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
         return lora_shards.shapes(adapter, layer, self._wrapped(layer))
 
-    def _matrices(self, adapter: LoRAAdapter, layer: int) -> LayerMatrices:
+    def matrices(self, adapter: LoRAAdapter, layer: int) -> LayerMatrices:
+        """This rank's matrices of one layer of an adapter that has its tensors."""
         return lora_shards.matrices(adapter, layer, self._wrapped(layer), self.target_modules)
 
     # -- what SGLang calls ------------------------------------------------------------------------
@@ -275,6 +299,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         """SGLang unloads the adapter. Slots belong to the cache, which drops them with the branch."""
         if uid not in self._packed:
             self._layouts.pop(uid, None)
+            self.store.forget(uid)
 
 
 def refuse_embeddings(target_modules: set[str]) -> None:
@@ -290,11 +315,3 @@ def _placeholder(shape: tuple[int, ...], layer: int, module: str) -> torch.Tenso
     tensor = torch.empty(shape, device="meta")
     setattr(tensor, PLACE, (layer, module))
     return tensor
-
-
-def _joined(layers: list[dict[tuple[str, int], torch.Tensor]]) -> torch.Tensor:
-    """All matrices' bytes one after the other: uint8 on the CPU."""
-    parts = [
-        layer[key].contiguous().view(torch.uint8).flatten().cpu() for layer in layers for key in sorted(layer)
-    ]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)

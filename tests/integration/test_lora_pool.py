@@ -247,7 +247,7 @@ def effective_delta(world: World, lora_id: str, layer: int, module: str) -> torc
     """``scaling * B @ A`` of a whole (fused) module, from the CPU weights as they go into the pool."""
     adapter = world.manager.loras[lora_id]
     shape = next(s for s in world.pool._shapes(adapter, layer) if s.name == module)
-    matrices = world.pool._matrices(adapter, layer)
+    matrices = world.pool.matrices(adapter, layer)
     delta = torch.zeros(world.layer(layer, module).lora_offsets[-1], shape.in_features)
     first = 0
     for index, part in enumerate(shape.slices, start=1):
@@ -287,7 +287,7 @@ def test_adapter_trained_on_fused_modules_stores_its_a_once() -> None:
     world = make_world()
     config, tensors = random_adapter(SHAPE, ["qkv_proj", "gate_up_proj"], 4, seed=6)
     world.add("a", config, tensors)
-    assert world.pool._layout("a").payload_bytes == sum(t.numel() * 4 for t in tensors.values())
+    assert world.pool.layout("a").payload_bytes == sum(t.numel() * 4 for t in tensors.values())
     for module in ("qkv_proj", "gate_up_proj"):
         a, b = (
             next(t for n, t in tensors.items() if f"layers.0.{p}.{module}.lora_{s}" in n)
