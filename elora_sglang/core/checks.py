@@ -18,16 +18,23 @@ PayloadSlots = Callable[[Any], Iterable[int]]
 def check_tree(tree: DependencyTree, payload_slots: PayloadSlots | None = None) -> None:
     """Raise :class:`InvariantError` at the first broken rule; changes nothing. O(tokens in the tree).
 
-    I1 structure (residency of everything above KV, keys, whole pages), I2 sizes, I3 one owner per slot (only
-    with ``payload_slots``, which lists the slots of a payload), I4 locks, and the eviction candidates.
+    I1 structure (both tiers prefix-closed, keys, whole pages), I2 sizes, I3 one owner per device slot and per host
+    slot (only with ``payload_slots``, which lists the slots of a payload), I4 locks and copies in flight, and the
+    eviction candidates.
     """
     nodes = list(tree.walk())
     _check_structure(tree, nodes)
     _check_locks(nodes)
+    _check_transfers(tree, nodes)
     _check_sizes(tree, nodes)
     _check_candidates(tree, nodes)
     if payload_slots is not None:
-        _check_owners(tree, nodes, payload_slots)
+        device = [(node.id, node.size, node.payload) for node in nodes]
+        device += [(victim.node_id, victim.size, victim.payload) for victim in tree._orphans]
+        _check_owners(device, payload_slots)
+        host = [(node.id, node.size, node.host_payload) for node in nodes]
+        host += [(victim.node_id, victim.size, victim.payload) for victim in tree._host_orphans]
+        _check_owners(host, payload_slots)
 
 
 def _fail(rule: str, what: str) -> NoReturn:
@@ -43,6 +50,10 @@ def _check_structure(tree: DependencyTree, nodes: list[Node]) -> None:
         for key, child in node.children.items():
             if child.parent is not node or child.key != key:
                 _fail("I1", f"{child!r} does not belong where it hangs")
+        counted = (node.resident_children, node.host_children)
+        below = node.children.values()
+        if node is not tree.root and counted != (sum(c.resident for c in below), sum(c.host for c in below)):
+            _fail("I1", f"{node!r} counts {counted} children on device and host")
         if node.kind == "root":
             if node is not tree.root or node.parent is not None:
                 _fail("I1", f"{node!r} is a second root")
@@ -57,10 +68,17 @@ def _check_adapter(tree: DependencyTree, node: Node) -> None:
         _fail("I1", f"{node!r} must hang below the root")
     if (node.id in tree._doomed) != node.doomed:
         _fail("I1", f"{node!r} and the list of doomed adapters disagree")
-    if node.doomed and not node.locks:
-        _fail("I1", f"{node!r} is doomed and unlocked, it must be gone")
-    if node.resident != (node.payload is not None) and node is not tree.base:
-        _fail("I1", f"{node!r} has the payload {node.payload!r}")
+    if node.doomed and not node.locks and not node.children and node.transfer is None:
+        _fail("I1", f"{node!r} is doomed and held by nothing, it must be gone")
+    if node is not tree.base:
+        _check_payloads(node)
+
+
+def _check_payloads(node: Node) -> None:
+    # Between the start of a copy and the moment the runtime named the slots, there is no payload yet.
+    for has, payload in ((node.resident, node.payload), (node.host, node.host_payload)):
+        if (payload is not None and not has) or (payload is None and has and node.transfer is None):
+            _fail("I1", f"{node!r} has the payload {payload!r}")
 
 
 def _check_kv(tree: DependencyTree, node: Node) -> None:
@@ -68,10 +86,13 @@ def _check_kv(tree: DependencyTree, node: Node) -> None:
     assert parent is not None  # it was reached through its parent's children, which name it
     if parent.kind == "root":
         _fail("I1", f"{node!r} hangs below the root")
-    if not node.resident or node.payload is None:
-        _fail("I1", f"{node!r} is in the tree but not resident")
-    if not parent.resident:
+    if not node.resident and not node.host:
+        _fail("I1", f"{node!r} is in the tree but on no tier")
+    if node.resident and not parent.resident and (tree.policy.dependency or parent.kind == "kv"):
         _fail("I1", f"{node!r} is resident, {parent!r} above it is not")
+    if node.host and not parent.host:
+        _fail("I1", f"{node!r} is on the host, {parent!r} above it is not")
+    _check_payloads(node)
     if node.adapter is not parent.adapter:
         _fail("I1", f"{node!r} names another adapter than its parent")
     if node.size != len(node.tokens) or not node.size or node.size % tree.page_size:
@@ -90,6 +111,18 @@ def _check_locks(nodes: list[Node]) -> None:
             _fail("I4", f"{node!r} has fewer locks than its children, {below}")
 
 
+def _check_transfers(tree: DependencyTree, nodes: list[Node]) -> None:
+    for node in nodes:
+        if node.transfer is not None and node not in tree.transfers[node.transfer].nodes:
+            _fail("I4", f"{node!r} is not part of its transfer")
+    for transfer in tree.transfers.values():
+        if transfer.anchor is not None and not transfer.anchor.locks:
+            _fail("I4", f"transfer {transfer.id} holds {transfer.anchor!r}, which is not locked")
+        for node in transfer.nodes:
+            if node.parent is None or node.transfer != transfer.id:
+                _fail("I4", f"{node!r} left while transfer {transfer.id} was bringing its bytes")
+
+
 def _check_sizes(tree: DependencyTree, nodes: list[Node]) -> None:
     resident = [node for node in nodes if node.resident]
     evictable = sum(node.size for node in resident if not node.locks and not node.pinned)
@@ -98,6 +131,12 @@ def _check_sizes(tree: DependencyTree, nodes: list[Node]) -> None:
         "size of uncollected victims": (tree._orphan_size, waiting),
         "evictable_size": (tree.evictable_size, evictable + waiting),
         "protected_size": (tree.protected_size, sum(node.size for node in resident) - evictable),
+        "host_size": (tree.host_size, sum(node.size for node in nodes if node.host)),
+        "adapter_size": (tree.adapter_size, sum(n.size for n in resident if n.kind == "adapter")),
+        "invalid_kv_size": (
+            tree.invalid_kv_size,
+            sum(n.size for n in resident if n.kind == "kv" and not tree.adapter_of(n).resident),
+        ),
         "pinned_size": (tree.pinned_size(), sum(node.size for node in nodes if node.pinned)),
         "number of KV nodes": (tree.counts()["kv"], sum(node.kind == "kv" for node in nodes)),
     }
@@ -107,25 +146,29 @@ def _check_sizes(tree: DependencyTree, nodes: list[Node]) -> None:
 
 
 def _check_candidates(tree: DependencyTree, nodes: list[Node]) -> None:
-    entries = tree._candidates.entries()
-    current = {id for priority, id, node in entries if node.queued == priority}
-    for node in nodes:
-        if node.queued is not None and node.id not in current:
-            _fail("candidates", f"{node!r} believes it is queued, but has no entry")
-        if node.is_candidate and node.queued is None:
-            _fail("candidates", f"{node!r} could be evicted, but has no entry")
-        if node.is_candidate and node.queued is not None and node.queued > tree.policy.priority(node):
-            _fail("candidates", f"{node!r} is queued at {node.queued}, above {tree.policy.priority(node)}")
-    bound = 2 * tree.nodes + SMALL
-    if len(entries) > bound:
-        _fail("candidates", f"{len(entries)} entries for {tree.nodes} nodes, at most {bound}")
+    for heap in (tree._kv_candidates, tree._adapter_candidates, tree._host_candidates):
+        entries = heap.entries()
+        current = {id for key, id, node in entries if heap._get(node) == key}
+        for node in nodes:
+            if heap is not tree._host_candidates and (node.kind == "kv") != (heap is tree._kv_candidates):
+                continue
+            queued = heap._get(node)
+            if queued is not None and node.id not in current:
+                _fail("candidates", f"{node!r} believes it is queued, but has no entry")
+            if heap._may(node) and queued is None:
+                _fail("candidates", f"{node!r} could be evicted, but has no entry")
+            if heap._may(node) and queued is not None and queued > heap._key(node):
+                _fail("candidates", f"{node!r} is queued at {queued}, above {heap._key(node)}")
+        bound = 2 * tree.nodes + SMALL
+        if len(entries) > bound:
+            _fail("candidates", f"{len(entries)} entries for {tree.nodes} nodes, at most {bound}")
 
 
-def _check_owners(tree: DependencyTree, nodes: list[Node], payload_slots: PayloadSlots) -> None:
-    payloads = [(node.id, node.size, node.payload) for node in nodes if node.payload is not None]
-    payloads += [(victim.node_id, victim.size, victim.payload) for victim in tree._orphans]
+def _check_owners(owned: list[tuple[int, int, Any]], payload_slots: PayloadSlots) -> None:
     owners: dict[int, int] = {}
-    for id, size, payload in payloads:
+    for id, size, payload in owned:
+        if payload is None:
+            continue
         slots = [int(slot) for slot in payload_slots(payload)]
         if len(slots) != size:
             _fail("I3", f"node {id} has {size} slots, its payload {len(slots)}")

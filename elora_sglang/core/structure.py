@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
 from elora_sglang.core.errors import InvariantError
-from elora_sglang.core.node import Kind, Node
+from elora_sglang.core.node import Kind, Node, Transfer
 from elora_sglang.core.policy import Policy
 
 _NO_TOKENS: array[int] = array("q")
@@ -59,6 +59,11 @@ class TreeStructure:
         policy: told of splits.
         payloads: splits and slices payloads.
 
+    Attributes:
+        tick: counts operations; the time of recency.
+        now: seconds, written by whoever drives the tree; read by policies.
+        transfers: copies in flight by id.
+
     Raises:
         ValueError: ``page_size`` below 1.
     """
@@ -70,13 +75,17 @@ class TreeStructure:
         self.policy = policy
         self.payloads = payloads
         self.tick = 0
+        self.now = 0.0
+        self.transfers: dict[int, Transfer] = {}
+        self._guarded: dict[int, dict[int, Node]] = {}
         self._next_id = 0
         self._kv_count = 0
         self._doomed: dict[int, Node] = {}
         self.root = self._node("root", None, None, 0)
         self.base = self._node("adapter", None, self.root, 0)
-        self.base.resident = True
+        self.base.resident = self.base.host = True
         self.root.children[None] = self.base
+        self.root.resident_children = self.root.host_children = 1
 
     def _node(
         self, kind: Kind, key: Any, parent: Node | None, size: int, tokens: array[int] = _NO_TOKENS
@@ -142,6 +151,7 @@ class TreeStructure:
             "kv": self._kv_count,
             "adapters": len(adapters) - 1,
             "adapters_resident": sum(node.resident for node in adapters) - 1,
+            "adapters_on_host": sum(node.host for node in adapters) - 1,
             "adapters_pinned": sum(node.pinned for node in adapters),
             "adapters_doomed": len(self._doomed),
         }
@@ -158,14 +168,14 @@ class TreeStructure:
     # -- keys and the walk ------------------------------------------------------------------------
 
     def split_at(self, adapter: Node, tokens: array[int], namespace: Hashable, at: int) -> Node:
-        """Make a node end after ``tokens[:at]``, which must be resident; a structural change only.
+        """Make a node end after ``tokens[:at]``, which must be in memory; a structural change only.
 
         Eviction can then take what comes behind without what comes before. Returns that node.
         """
         self._require_adapter(adapter)
         if self._descend(adapter, tokens, self._pages(tokens, at), namespace, cut=False)[1] != at:
             raise InvariantError(
-                f"cannot split below {adapter!r}: its first {at} tokens are not all resident"
+                f"cannot split below {adapter!r}: its first {at} tokens are not all in memory"
             )
         return self._descend(adapter, tokens, at, namespace, touch=False)[0]
 
@@ -198,7 +208,6 @@ class TreeStructure:
         n: int,
         namespace: Hashable,
         *,
-        uses: int = 0,
         cut: bool = True,
         touch: bool = True,
     ) -> tuple[Node, int]:
@@ -209,7 +218,6 @@ class TreeStructure:
         while True:
             if touch:
                 node.last_tick = tick
-                node.visits += uses
             if position >= n:
                 return node, position
             key: Hashable = tokens[position] if page == 1 else tokens[position : position + page].tobytes()
@@ -231,16 +239,23 @@ class TreeStructure:
     def _split(self, lower: Node, at: int) -> Node:
         parent = lower.parent
         assert parent is not None
-        head, tail = self.payloads.split(lower.payload, at)
         upper = self._node("kv", lower.key, parent, at, lower.tokens[:at])
-        upper.payload, upper.resident = head, True
+        if lower.resident:
+            upper.payload, lower.payload = self.payloads.split(lower.payload, at)
+            upper.resident, upper.resident_children = True, 1
+        if lower.host:
+            upper.host_payload, lower.host_payload = self.payloads.split(lower.host_payload, at)
+            upper.host, upper.host_children = True, 1
         upper.locks, upper.visits, upper.last_tick = lower.locks, lower.visits, lower.last_tick
-        lower.tokens, lower.payload, lower.size, lower.parent = (
-            lower.tokens[at:],
-            tail,
-            lower.size - at,
-            upper,
-        )
+        upper.last_use, upper.transfer, upper.guard = lower.last_use, lower.transfer, lower.guard
+        if lower.transfer is not None:
+            nodes = self.transfers[lower.transfer].nodes
+            nodes.insert(nodes.index(lower), upper)
+        if lower.guard:
+            for guarded in self._guarded.values():
+                if lower.id in guarded:
+                    guarded[upper.id] = upper
+        lower.tokens, lower.size, lower.parent = lower.tokens[at:], lower.size - at, upper
         lower.key = self._key(lower.tokens, 0, None)
         upper.children[lower.key] = lower
         parent.children[upper.key] = upper
@@ -249,11 +264,11 @@ class TreeStructure:
         return upper
 
     def _detach(self, node: Node) -> None:
-        # KV and dropped adapters only. `resident` goes too, so that an old heap entry is seen to be stale.
-        assert node.parent is not None
+        # KV and dropped adapters only, off both tiers, so that old heap entries are seen to be stale.
+        assert node.parent is not None and not node.resident and not node.host
         if node.doomed:
             del self._doomed[node.id]
         else:
             del node.parent.children[node.key]
-        node.parent, node.resident, node.payload = None, False, None
+        node.parent = None
         self._kv_count -= node.kind == "kv"

@@ -1,9 +1,12 @@
-"""The dependency tree: root → adapter → KV, all in one pool of slots.
+"""The dependency tree: root → adapter → KV, on two tiers of slots.
 
 KV hangs below the adapter it was computed under, so locking a KV node pins its adapter, and eviction,
-which takes only nodes without resident children, can never leave KV without its adapter or its prefix. The
-tree owns structure and sizes; slots and bytes belong to the runtime, which the tree reaches through
-:class:`PayloadOps` only. Time is a counter of operations.
+which takes only leaves of a tier, can never leave KV without its adapter or its prefix. The tree owns structure
+and sizes; slots and bytes belong to the runtime, which the tree reaches through :class:`PayloadOps` only. Time
+is a counter of operations, and :attr:`DependencyTree.now` as its owner sets it.
+
+The class is built in layers, one file each: :mod:`.structure` (nodes, keys, the walk), :mod:`.residency` (sizes,
+locks, guards, candidates), :mod:`.tiers` (eviction and copies in flight), and this one.
 """
 
 from __future__ import annotations
@@ -12,44 +15,33 @@ from array import array
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from elora_sglang.core.candidates import Candidates
 from elora_sglang.core.checks import check_tree
 from elora_sglang.core.errors import InvariantError
-from elora_sglang.core.node import DroppedBranch, Insert, Match, Node, Victim
-from elora_sglang.core.policy import Policy
-from elora_sglang.core.structure import PayloadOps, TreeStructure
+from elora_sglang.core.node import DroppedBranch, HostVictim, Insert, Match, Node, Transfer, Victim
+from elora_sglang.core.structure import PayloadOps
+from elora_sglang.core.tiers import Ended, TieredTree
 
 __all__ = [
     "DependencyTree",
     "DroppedBranch",
+    "Ended",
+    "HostVictim",
     "Insert",
     "InvariantError",
     "Match",
     "Node",
     "PayloadOps",
+    "Transfer",
     "Victim",
 ]
 
 
-class DependencyTree(TreeStructure):
+class DependencyTree(TieredTree):
     """Adapters and KV of one pool. Single-threaded; the same calls give the same results everywhere.
 
-    Construction as in :class:`TreeStructure`; ``policy`` ranks what eviction takes.
-
-    Attributes:
-        base: the base model's adapter node: key ``None``, size 0, always resident, never evicted.
-        evictable_size: slots of resident nodes that no lock or pin holds, and of victims not collected yet.
-        protected_size: slots of resident nodes that are locked or pinned.
+    Construction as in :class:`~.structure.TreeStructure`; ``policy`` ranks what eviction takes. ``base`` is the
+    base model's adapter node: key ``None``, size 0, always on both tiers, never evicted.
     """
-
-    def __init__(self, page_size: int, policy: Policy, payloads: PayloadOps) -> None:
-        super().__init__(page_size, policy, payloads)
-        self._candidates = Candidates(policy)
-        self._orphans: list[Victim] = []
-        self._orphan_size = 0
-        self._pinned_size = 0
-        self.evictable_size = 0
-        self.protected_size = 0
 
     # -- adapters -------------------------------------------------------------------------------
 
@@ -93,14 +85,9 @@ class DependencyTree(TreeStructure):
         self._require_adapter(node)
         if node.resident:
             raise InvariantError(f"{node!r} is resident already")
-        node.resident, node.payload = True, payload
         self.tick += 1
-        node.last_tick = self.tick
-        if node.evictable:
-            self.evictable_size += node.size
-        else:
-            self.protected_size += node.size
-        self.policy.on_insert(node)
+        node.last_tick, node.last_use = self.tick, self.now
+        self._enter_device(node, payload)
         self._offer(node)
 
     # -- match and insert -------------------------------------------------------------------------
@@ -114,27 +101,48 @@ class DependencyTree(TreeStructure):
         *,
         peek: bool = False,
     ) -> Match:
-        """Longest resident prefix of ``tokens[:limit]`` below ``adapter``, in whole pages.
+        """Longest prefix of ``tokens[:limit]`` below ``adapter`` that either tier has, in whole pages.
 
-        Uses the path (tick, visits, policy) and splits the last node when the match ends inside it, so that
-        the returned node ends where the match ends. A miss returns the adapter with length 0, never the root.
-        ``peek`` changes nothing at all; its node may reach beyond the match.
+        Uses the path (tick, policy) but counts no use, and splits the last node when the match ends inside it,
+        so that a node ends where the match ends. A miss returns the adapter with length 0, never the root.
+        ``peek`` changes nothing at all; its nodes may reach beyond the match.
         """
         self._require_adapter(adapter)
+        n = self._pages(tokens, limit)
         if peek:
-            return Match(*self._descend(adapter, tokens, self._pages(tokens, limit), namespace, cut=False))
+            return self._by_tier(*self._descend(adapter, tokens, n, namespace, cut=False), adapter)
         self.tick += 1
-        node, length = self._descend(adapter, tokens, self._pages(tokens, limit), namespace, uses=1)
+        node, length = self._descend(adapter, tokens, n, namespace)
         self.policy.on_access(node)
-        return Match(node, length)
+        return self._by_tier(node, length, adapter)
+
+    @staticmethod
+    def _by_tier(node: Node, length: int, adapter: Node) -> Match:
+        if node.resident:
+            return Match(node, length, node, 0)
+        path: list[Node] = []
+        while node is not adapter:
+            path.append(node)
+            node = node.parent  # type: ignore[assignment]  # KV always has a parent
+        device = host = adapter
+        device_length = position = 0
+        for one in reversed(path):
+            if not one.resident and not one.clean:
+                break  # its copy to the host is still under way
+            position = min(position + one.size, length)
+            host = one
+            if one.resident:
+                device, device_length = one, position
+        return Match(device, device_length, host, position - device_length)
 
     def insert(
         self, adapter: Node, tokens: array[int], namespace: Hashable, payload: Any, length: int | None = None
     ) -> Insert:
         """Put the KV of ``tokens[:length]`` below ``adapter``; ``payload`` covers at least these tokens.
 
-        The tree keeps only the payload of the whole pages that were missing; slots ``[0, matched)`` and any
-        part page stay the caller's. Uses the path, but counts no visit.
+        The tree keeps the payload of the whole pages that had no device slots; slots ``[0, matched)`` and any
+        part page stay the caller's. Nodes that only the host had become resident again in the caller's slots.
+        Uses the path, but counts no use.
 
         Raises:
             InvariantError: the adapter is not resident, or was unloaded.
@@ -144,91 +152,37 @@ class DependencyTree(TreeStructure):
             raise InvariantError(f"KV cannot be inserted below {adapter!r}: it is not resident")
         n = self._pages(tokens, length)
         self.tick += 1
-        node, matched = self._descend(adapter, tokens, n, namespace)
-        if matched < n:
-            key = self._key(tokens, matched, namespace)
-            tail = self.payloads.slice(payload, matched, n)
-            parent, node = node, self._node("kv", key, node, n - matched, tokens[matched:n])
-            node.resident, node.payload, node.last_tick = True, tail, self.tick
+        node, present = self._descend(adapter, tokens, n, namespace)
+        matched = present
+        if not node.resident:
+            returning = self.missing(node)
+            matched = start = present - sum(one.size for one in returning)
+            for one in returning:
+                self._enter_device(one, self.payloads.slice(payload, start, start + one.size))
+                start += one.size
+            self._offer(node)
+        if present < n:
+            key = self._key(tokens, present, namespace)
+            tail = self.payloads.slice(payload, present, n)
+            parent, node = node, self._node("kv", key, node, n - present, tokens[present:n])
+            node.last_tick, node.last_use = self.tick, self.now
             parent.children[key] = node
-            self.evictable_size += node.size
             self._kv_count += 1
-            self.policy.on_insert(node)
+            self._enter_device(node, tail)
             self._offer(node)
         self.policy.on_access(node)
         return Insert(node, matched)
 
-    # -- locks ----------------------------------------------------------------------------------
-
-    def lock(self, node: Node) -> None:
-        """Pin ``node`` and everything above it, its adapter included; sizes move to protected.
-
-        Raises:
-            InvariantError: ``node`` has left the tree, or is the root, whose lock would pin no adapter.
-        """
+    def count_use(self, node: Node) -> None:
+        """Count one use of ``node`` and all above it, the adapter first: visits, time, policy."""
         self._require_present(node)
-        root, moved = self.root, 0
-        while node is not root:
-            if not node.locks and node.resident and not node.pinned:
-                moved += node.size
-            node.locks += 1
-            node = node.parent  # type: ignore[assignment]  # only the root has none
-        self._protect(moved)
+        path = [self.adapter_of(node), *self.path(node)]
+        for one in path:
+            one.visits += 1
+            one.last_use = self.now
+            self.policy.on_use(one)
 
-    def unlock(self, node: Node) -> None:
-        """Take back one :meth:`lock` of ``node``.
-
-        What a doomed branch frees by it is handed out by :meth:`collect_doomed` (or the next :meth:`evict`),
-        and counts as evictable until then.
-        """
-        self._require_present(node)
-        if node.locks < 1:
-            raise InvariantError(f"{node!r} is not locked")
-        root, moved = self.root, 0
-        doomed = self.is_doomed(node)
-        while node is not root:
-            parent = node.parent
-            node.locks -= 1
-            if not node.locks and node.resident and not node.pinned:
-                moved += node.size
-                if not node.children and node.queued is None and not doomed:
-                    self._offer(node)
-            if doomed and not node.locks:
-                self._orphan_size += node.size if node.resident else 0
-                self._orphans.extend(self._remove(node))
-            node = parent  # type: ignore[assignment]  # only the root has none
-        self._protect(-moved)
-
-    def _protect(self, size: int) -> None:
-        self.evictable_size -= size
-        self.protected_size += size
-
-    def _offer(self, node: Node) -> None:
-        if node.is_candidate:
-            self._candidates.offer(node)
-
-    # -- leaving ----------------------------------------------------------------------------------
-
-    def evict(self, need: int) -> list[Victim]:
-        """Free at least ``need`` slots, or all that can be freed; the caller frees the victims' slots.
-
-        Takes KV leaves and adapters without resident KV, never what is locked or pinned, in the policy's
-        order; O(log n) amortised a victim. An evicted adapter stays registered.
-        """
-        freed = self._orphan_size
-        victims = self.collect_doomed()
-        while freed < need:
-            node = self._candidates.pop()
-            if node is None:
-                break
-            freed += node.size
-            self.evictable_size -= node.size
-            parent = node.parent
-            victims.append(self._leave(node))
-            if parent is not None:
-                self._offer(parent)
-        self._candidates.compact(self.nodes)
-        return victims
+    # -- unload and reset -------------------------------------------------------------------------
 
     def drop_branch(self, adapter: Node) -> DroppedBranch:
         """Unload: everything unlocked leaves at once, what is locked when its last lock goes.
@@ -241,69 +195,45 @@ class DependencyTree(TreeStructure):
         """
         if adapter.kind != "adapter" or adapter is self.base:
             raise InvariantError(f"{adapter!r} cannot be unloaded")
-        victims: list[Victim] = []
+        waiting, self._orphans = self._orphans, []
+        host_waiting, self._host_orphans = self._host_orphans, []
+        waiting_size, self._orphan_size = self._orphan_size, 0
         if adapter.parent is not None and not adapter.doomed:
             self.set_pinned(adapter, False)
             del self.root.children[adapter.key]
             adapter.doomed = True
             self._doomed[adapter.id] = adapter
             for node in reversed(list(self.walk(adapter))):
-                if not node.locks:
-                    self.evictable_size -= node.size if node.resident else 0
-                    victims.extend(self._remove(node))
-            self._candidates.compact(self.nodes)
-        return DroppedBranch(victims, sum(node.size for node in self.walk(adapter) if node.resident))
-
-    def collect_doomed(self) -> list[Victim]:
-        """What unlocking freed of doomed branches since the last call; the caller frees their slots."""
-        victims, self._orphans = self._orphans, []
-        self.evictable_size -= self._orphan_size
-        self._orphan_size = 0
-        return victims
+                self._reap(node)
+            self._compact()
+        victims, host_victims = self.collect_doomed(), self.collect_doomed_host()
+        self._orphans, self._orphan_size, self._host_orphans = waiting, waiting_size, host_waiting
+        left = sum(node.size for node in self.walk(adapter) if node.resident)
+        return DroppedBranch(victims, left, host_victims)
 
     def has_doomed(self, key: str) -> bool:
         """Whether an unloaded version of ``key`` still holds slots that were not handed out."""
         waiting = any(victim.key == key and victim.kind == "adapter" for victim in self._orphans)
         return waiting or any(node.key == key for node in self._doomed.values())
 
-    def _leave(self, node: Node) -> Victim:
-        # An unlocked node without children gives up its slots. Sizes are the caller's business.
-        if node.locks or node.children:
-            raise InvariantError(f"I4: {node!r} is in use and cannot leave")
-        victim = Victim(node.id, node.kind, node.key, node.payload, node.size)
-        self.policy.on_evict(node)
-        if node.kind == "kv":
-            self._detach(node)
-        else:
-            node.resident, node.payload = False, None
-        return victim
-
-    def _remove(self, node: Node) -> list[Victim]:
-        # The node of a doomed branch goes for good; an adapter that was not resident gives nothing back.
-        victims = [self._leave(node)] if node.resident else []
-        if node.kind == "adapter":
-            self._detach(node)
-        return victims
-
-    def reprioritize(self, node: Node) -> None:
-        """A policy calls this when the priority of ``node`` fell without a use of the node."""
-        self._candidates.lowered(node)
-        self._candidates.compact(self.nodes)
-
     def reset(self) -> None:
-        """Forget everything but the base model's node; no victims: the caller clears the whole pool.
+        """Forget everything but the base model's node; no victims: the caller clears both pools.
 
         Nodes handed out before are void: locking or unlocking one raises.
         """
         for node in list(self.walk()):
+            node.locks = node.guard = 0
             if node is not self.root and node is not self.base:
-                node.parent, node.resident, node.payload = None, False, None
-        self.base.children, self.base.locks = {}, 0
-        self.root.children, self.root.locks = {None: self.base}, 0
-        self._doomed = {}
-        self._candidates.clear()
-        self._orphans, self._orphan_size = [], 0
+                node.parent, node.payload, node.host_payload, node.transfer = None, None, None, None
+                node.resident = node.host = False
+        self.base.children, self.base.resident_children, self.base.host_children = {}, 0, 0
+        self.root.children, self.root.resident_children, self.root.host_children = {None: self.base}, 1, 1
+        self._doomed, self.transfers, self._guarded = {}, {}, {}
+        for candidates in (self._kv_candidates, self._adapter_candidates, self._host_candidates):
+            candidates.clear()
+        self._orphans, self._orphan_size, self._host_orphans = [], 0, []
         self._kv_count = self._pinned_size = self.evictable_size = self.protected_size = 0
+        self.host_size = self.adapter_size = self.invalid_kv_size = 0
         self.policy.on_reset()
 
     def check(self, payload_slots: Callable[[Any], Iterable[int]] | None = None) -> None:

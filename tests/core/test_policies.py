@@ -15,7 +15,7 @@ from elora_sglang.core import policies
 from elora_sglang.core.policy import create_policy, policy_names
 from elora_sglang.core.tree import DependencyTree, Node
 
-EVENTS = ("on_insert", "on_access", "on_split", "on_evict", "on_reset")
+EVENTS = ("on_insert", "on_use", "on_access", "on_split", "on_evict", "on_drop", "on_reset")
 
 
 def test_policies_are_the_files_of_the_package() -> None:
@@ -27,8 +27,8 @@ def test_a_policy_is_found_without_editing_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "newest_first.py").write_text(
-        "from elora_sglang.core.policy import SilentPolicy\n"
-        "class NewestFirst(SilentPolicy):\n"
+        "from elora_sglang.core.policy import BasePolicy\n"
+        "class NewestFirst(BasePolicy):\n"
         "    def priority(self, node): return -node.id\n"
         "def create(): return NewestFirst()\n"
     )
@@ -86,8 +86,15 @@ class Recording:
         self.events: list[tuple[str, tuple[int, ...]]] = []
         self._lru = create_policy("lru")
 
+    dependency = True
+
     def priority(self, node: Node) -> float:
         return self._lru.priority(node)
+
+    host_priority = priority
+
+    def side(self, need: str, used_by_adapters: int) -> None:
+        return None
 
     def __getattr__(self, name: str) -> object:
         assert name in EVENTS, name
@@ -101,6 +108,7 @@ def test_the_tree_reports_every_event() -> None:
     tree.make_resident(a, (0,))
     lower = tree.insert(a, array("q", [1, 2]), None, (1, 2), 2).node
     upper = tree.match(a, array("q", [1, 3])).node
+    tree.count_use(upper)
     tree.evict(2)
     tree.match(a, array("q", [9]), peek=True)
     tree.drop_branch(a)
@@ -111,9 +119,14 @@ def test_the_tree_reports_every_event() -> None:
         ("on_access", (lower.id,)),
         ("on_split", (upper.id, lower.id)),
         ("on_access", (upper.id,)),
+        ("on_use", (a.id,)),
+        ("on_use", (upper.id,)),
         ("on_evict", (lower.id,)),
+        ("on_drop", (lower.id,)),
         ("on_evict", (upper.id,)),
+        ("on_drop", (upper.id,)),
         ("on_evict", (a.id,)),
+        ("on_drop", (a.id,)),
         ("on_reset", ()),
     ]
     assert (upper.visits, a.visits) == (1, 1)

@@ -13,16 +13,21 @@ from tree_driver import TuplePayloads
 
 from elora_sglang.core import checks
 from elora_sglang.core.policy import create_policy
-from elora_sglang.core.tree import DependencyTree, InvariantError, Node, Victim
+from elora_sglang.core.tree import DependencyTree, InvariantError, Node, Transfer, Victim
 
 
 @dataclass
 class World:
-    """root → a (locked) → upper → lower (locked); root → b; pages of two tokens."""
+    """root → a (locked) → upper → lower (locked); root → b → KV; root → c → d; pages of two tokens.
+
+    c is complete on both tiers, and d is being saved.
+    """
 
     tree: DependencyTree
     a: Node
     b: Node
+    c: Node
+    d: Node
     upper: Node
     lower: Node
 
@@ -36,7 +41,13 @@ def build() -> World:
     upper = tree.split_at(a, array("q", [1, 2, 3, 4]), "space", 2)
     tree.insert(b, array("q", [1, 2]), None, (10, 11), 2)
     tree.lock(lower)
-    return World(tree, a, b, upper, lower)
+    c = tree.register_adapter("c", 2)
+    tree.place_on_host(c, (100, 101))
+    tree.make_resident(c, (12, 13))
+    d = tree.insert(c, array("q", [5, 6]), None, (14, 15), 2).node
+    tree.begin_save(d)
+    tree.set_host_payload(d, (102, 103))
+    return World(tree, a, b, c, d, upper, lower)
 
 
 def check(world: World) -> None:
@@ -62,12 +73,14 @@ def corrupt(path: str, value: object) -> Callable[[World], None]:
 
 def hang_kv_below_the_root(world: World) -> None:
     del world.a.children[world.upper.key]
+    world.a.resident_children = 0
     world.upper.parent = world.tree.root
     world.tree.root.children[world.upper.key] = world.upper
 
 
 def move_to_another_adapter(world: World) -> None:
     del world.a.children[world.upper.key]
+    world.a.resident_children, world.b.resident_children = 0, 2
     world.upper.parent = world.b
     world.b.children[world.upper.key] = world.upper
 
@@ -78,12 +91,24 @@ def second_root(world: World) -> None:
 
 def doom_without_locks(world: World) -> None:
     world.tree.drop_branch(world.a)
-    for node in (world.a, world.upper, world.lower):
-        node.locks = 0
+    world.a.children, world.a.resident_children, world.a.locks = {}, 0, 0
+
+
+def on_no_tier(world: World) -> None:
+    world.lower.resident, world.lower.payload, world.upper.resident_children = False, None, 0
+
+
+def forget_the_copy_of_the_adapter(world: World) -> None:
+    world.c.host, world.c.host_payload = False, None
+
+
+def transfer(world: World) -> Transfer:
+    assert world.d.transfer is not None
+    return world.tree.transfers[world.d.transfer]
 
 
 def lose_an_entry(world: World) -> None:
-    world.tree._candidates._heap.clear()
+    world.tree._kv_candidates._heap.clear()
 
 
 def forget_to_queue(world: World) -> None:
@@ -94,11 +119,11 @@ def forget_to_queue(world: World) -> None:
 def queue_too_high(world: World) -> None:
     leaf = next(iter(world.b.children.values()))
     leaf.queued = 10.0**6
-    world.tree._candidates._heap.append((leaf.queued, leaf.id, leaf))
+    world.tree._kv_candidates._heap.append((leaf.queued, leaf.id, leaf))
 
 
 def flood_the_heap(world: World) -> None:
-    world.tree._candidates._heap.extend([(-1.0, 0, world.a)] * 200)
+    world.tree._kv_candidates._heap.extend([(-1.0, 0, world.a)] * 200)
 
 
 def one_slot_two_owners(world: World) -> None:
@@ -120,10 +145,21 @@ CORRUPTIONS: list[tuple[str, str, Callable[[World], None]]] = [
     ("I1", "second root", second_root),
     ("I1", "must hang below the root", corrupt("b.adapter", None)),
     ("I1", "list of doomed adapters", corrupt("b.doomed", True)),
-    ("I1", "doomed and unlocked", doom_without_locks),
+    ("I1", "doomed and held by nothing", doom_without_locks),
     ("I1", "has the payload", corrupt("b.payload", None)),
-    ("I1", "not resident", corrupt("lower.resident", False)),
-    ("I1", "not resident", corrupt("lower.payload", None)),
+    ("I1", "has the payload", corrupt("lower.payload", None)),
+    ("I1", "has the payload", corrupt("c.host_payload", None)),
+    ("I1", "on no tier", on_no_tier),
+    ("I1", "children on device and host", corrupt("upper.resident_children", 7)),
+    ("I1", "children on device and host", corrupt("c.host_children", 0)),
+    ("I1", "on the host, .* above it is not", forget_the_copy_of_the_adapter),
+    ("I4", "not part of its transfer", lambda w: transfer(w).nodes.clear()),
+    ("I4", "is not locked", lambda w: setattr(transfer(w), "anchor", w.b)),
+    ("I4", "left while transfer", lambda w: transfer(w).nodes.append(w.lower)),
+    ("I2", "host_size", corrupt("tree.host_size", 0)),
+    ("I2", "adapter_size", corrupt("tree.adapter_size", 0)),
+    ("I2", "invalid_kv_size", corrupt("tree.invalid_kv_size", 2)),
+    ("I3", "belongs to node", corrupt("c.host_payload", (102, 101))),
     ("I1", "above it is not", lambda w: (corrupt("a.resident", False)(w), corrupt("a.payload", None)(w))[0]),
     ("I1", "whole pages", corrupt("lower.size", 3)),
     ("I1", "whole pages", corrupt("lower.tokens", lambda tokens: tokens[:1])),

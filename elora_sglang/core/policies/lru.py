@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from elora_sglang.core.node import Node
-from elora_sglang.core.policy import Policy, SilentPolicy
+from elora_sglang.core.policy import BasePolicy, Policy
 
 
-class Lru(SilentPolicy):
+class Lru(BasePolicy):
     """Ranks by the tick of the last use, KV and adapters alike; keeps no state of its own."""
 
     def priority(self, node: Node) -> float:
