@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -20,6 +20,7 @@ class Job:
     lora: str | None
     max_new_tokens: int
     at: float = 0.0
+    params: Mapping[str, object] | None = None  # SGLang's custom_params, for session hints
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Answer:
     ttft: float
     tpot: float
     cached_tokens: int
+    cached_on: Mapping[str, int] = field(default_factory=dict)  # tokens by tier, where the server tells
 
 
 async def send(session: aiohttp.ClientSession, url: str, job: Job) -> Answer:
     """Stream one greedy answer. Raises ``RuntimeError`` with the server's message on any error."""
-    payload = {
+    payload: dict = {
         "input_ids": list(job.input_ids),
         "sampling_params": {
             "temperature": 0.0,
@@ -45,6 +47,8 @@ async def send(session: aiohttp.ClientSession, url: str, job: Job) -> Answer:
     }
     if job.lora is not None:
         payload["lora_path"] = job.lora
+    if job.params is not None:
+        payload["sampling_params"]["custom_params"] = dict(job.params)
     started = time.perf_counter()
     first = last = 0.0
     final: dict = {}
@@ -69,6 +73,11 @@ async def send(session: aiohttp.ClientSession, url: str, job: Job) -> Answer:
         ttft=first - started,
         tpot=(last - first) / (count - 1) if count > 1 else 0.0,
         cached_tokens=int(final["meta_info"].get("cached_tokens", 0)),
+        cached_on={
+            tier: value
+            for tier, value in (final["meta_info"].get("cached_tokens_details") or {}).items()
+            if isinstance(value, int)
+        },
     )
 
 

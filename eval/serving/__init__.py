@@ -1,0 +1,1 @@
+"""Live comparison of serving systems under memory pressure: workload, systems, runs, statistics."""

@@ -1,0 +1,20 @@
+"""How many turns a second a server can do on this traffic: all lanes without think times, as fast as it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elora_sglang.eval.serving import runner
+from elora_sglang.eval.serving.chat import Workload
+
+NO_THINKING = 1e6  # turns a second asked for: the think times vanish
+
+
+def capacity(
+    running: runner.Running, workload: Workload, *, warmup: float, seconds: float, seed: str, vocab: int
+) -> dict[str, Any]:
+    """Turns a second answered when every live session sends its next turn at once; a cell like any other."""
+    cell = runner.measure(
+        running, workload, rate=NO_THINKING, warmup=warmup, seconds=seconds, seed=seed, vocab=vocab
+    )
+    return cell | {"capacity": cell["summary"]["rate"]}

@@ -1,0 +1,241 @@
+"""Servers of a comparison: start, stop and continue, register, flush, measure; and cells on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.eval import reporting, server
+from elora_sglang.eval.serving import drive, model, statistics as figures
+from elora_sglang.eval.serving.chat import Workload
+from elora_sglang.eval.serving.systems import STOCK, System, require_hooks
+
+BOOTS_AT_ONCE = 2
+
+
+class State:
+    """Finished cells as JSON files of a folder; ``cell`` measures only what is not there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, *key: object) -> Path:
+        """File of a cell."""
+        text = "--".join(str(part) for part in key)
+        safe = "".join(c if c.isalnum() or c in "-+.@" else "_" for c in text)
+        return self.folder / f"{safe[:90]}--{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+    def has(self, *key: object) -> bool:
+        """Whether the cell is finished."""
+        return self.path(*key).exists()
+
+    def cell(self, key: Sequence[object], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell from disk, or measured now and stored when it is complete."""
+        path = self.path(*key)
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        found = measure()
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(found))
+        partial.rename(path)
+        return found
+
+
+@dataclass
+class Running:
+    """A started server and the way to end it."""
+
+    system: System
+    live: server.LiveServer
+    _context: AbstractContextManager[server.LiveServer]
+
+    def go(self) -> None:
+        """Let it run."""
+        os.killpg(self.live.process.pid, signal.SIGCONT)
+
+    def halt(self) -> None:
+        """Stop it until :meth:`go`: SGLang's scheduler spins when it is idle."""
+        os.killpg(self.live.process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        """Kill it."""
+        self._context.__exit__(None, None, None)
+
+    def info(self) -> dict[str, Any]:
+        """Its ``/server_info``."""
+        return dict(self.live.get("/server_info").json())
+
+    def flush(self) -> None:
+        """Empty its caches; waits until it is idle. Raises RuntimeError when it never is."""
+        for _ in range(100):
+            if self.live.post("/flush_cache").status == 200:
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"{self.system.key}: the caches could not be flushed")
+
+
+def start(system: System, folder: Path, log_dir: Path, link_gbps: float, patience: float = 600) -> Running:
+    """Start a server, register its late adapters, check its hooks; it is left running."""
+    context = server.server(
+        folder / "base",
+        *system.flags,
+        log_dir=log_dir,
+        name=system.key,
+        env=server.clean_env(**system.env),
+        boot_timeout=patience,
+    )
+    live = context.__enter__()
+    running = Running(system, live, context)
+    try:
+        for entry in system.late_adapters:
+            name, _, path = entry.partition("=")
+            reply = live.post("/load_lora_adapter", {"lora_name": name, "lora_path": path})
+            if reply.status != 200:
+                raise RuntimeError(f"{system.key}: {name} could not be loaded: {reply.text[:300]}")
+        require_hooks(system, running.info(), link_gbps)
+    except BaseException:
+        running.end()
+        raise
+    return running
+
+
+@dataclass
+class Fleet:
+    """All servers of a run; at most one of them is not stopped while something is measured."""
+
+    folder: Path
+    log_dir: Path
+    link_gbps: float
+    servers: dict[str, Running] = field(default_factory=dict)
+
+    def want(self, systems: Sequence[System]) -> None:
+        """Start those that are not there yet, two at a time; stopped afterwards."""
+        new = [system for system in systems if system.key not in self.servers]
+        if not new:
+            return
+        reporting.progress(f"starting {', '.join(system.key for system in new)}")
+        with ThreadPoolExecutor(BOOTS_AT_ONCE) as pool:
+            futures = [pool.submit(start, s, self.folder, self.log_dir, self.link_gbps) for s in new]
+            problem: BaseException | None = None
+            for future in futures:
+                try:
+                    running = future.result()
+                    running.halt()
+                    self.servers[running.system.key] = running
+                except BaseException as error:
+                    problem = error
+        if problem is not None:
+            raise problem
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """End servers that are not needed any more."""
+        for key in keys:
+            running = self.servers.pop(key, None)
+            if running is not None:
+                running.end()
+
+    def end(self) -> None:
+        """End all."""
+        self.drop(list(self.servers))
+
+
+def residency(info: dict[str, Any]) -> dict[str, float]:
+    """Counters of one ``/server_info``: bytes moved, invalid KV where ELORA reports it."""
+    state = info["internal_states"][0]
+    found: dict[str, float] = {}
+    baseline = state.get("baseline")
+    if baseline:
+        found["moved_load"] = baseline["moved_bytes"]["load"]
+        found["moved_save"] = baseline["moved_bytes"]["save"]
+    for name, value in _numbers(state.get("elora") or {}):
+        found[f"elora.{name}"] = value
+    return found
+
+
+def _numbers(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def measure(
+    running: Running,
+    workload: Workload,
+    *,
+    rate: float,
+    warmup: float,
+    seconds: float,
+    seed: str,
+    vocab: int,
+    repeat: int = 0,
+) -> dict[str, Any]:
+    """One cell: the caches emptied, the traffic served, the figures; the server is stopped again."""
+    running.go()
+    try:
+        running.flush()
+        before = residency(running.info())
+        samples: list[float] = []
+
+        def sample() -> None:
+            now = residency(running.info())
+            if "elora.invalid_kv_slots" in now:
+                held = now["elora.evictable_slots"] + now["elora.protected_slots"]
+                samples.append(now["elora.invalid_kv_slots"] / held if held else 0.0)
+
+        records, _ = drive.chat(
+            running.live.url,
+            workload,
+            [model.name(i) for i in range(workload.adapters)],
+            rate=rate,
+            warmup=warmup,
+            seconds=seconds,
+            seed=seed,
+            vocab=vocab,
+            hints=running.system.name.endswith("+hints"),
+            sample=None if running.system.name in STOCK else sample,
+        )
+        after = residency(running.info())
+    finally:
+        running.halt()
+    return {
+        "system": running.system.key,
+        "repeat": repeat,
+        "rate_asked": rate,
+        "summary": figures.summary(records, seconds)
+        | ({"invalid_kv": statistics.fmean(samples)} if samples else {}),
+        "counters": {key: value - before.get(key, 0.0) for key, value in after.items()},
+        "answers": {record.key: record.output_ids for record in records},
+        "ttft": [record.ttft for record in records],
+    }
+
+
+def prefill_seconds(running: Running, vocab: int, tokens: int = 1024, times: int = 5) -> float:
+    """Median seconds to prefill one token of a prompt that is in no cache; the server is stopped again."""
+    running.go()
+    try:
+        running.flush()
+        taken = []
+        for number in range(times + 1):
+            ids = [5 + (17 * i + 31 * number + i * i % 97) % (vocab - 5) for i in range(tokens)]
+            began = time.perf_counter()
+            running.live.generate(input_ids=ids, lora_path=model.name(0), max_new_tokens=1)
+            taken.append(time.perf_counter() - began)
+        running.flush()
+    finally:
+        running.halt()
+    return statistics.median(taken[1:]) / tokens
