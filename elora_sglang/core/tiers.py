@@ -238,9 +238,8 @@ class TieredTree(ResidentTree):
         transfer = self.transfers[id]
         nodes = transfer.nodes
         if not ok and transfer.kind == "load":
-            last = nodes[-1]
-            if last.locks > 1 or last.resident_children:
-                raise InvariantError(f"I4: the load of {last!r} failed after its slots came into use")
+            if self.in_use(id):
+                raise InvariantError(f"I4: the load of {nodes[-1]!r} failed after its slots came into use")
         del self.transfers[id]
         above = nodes[0].parent
         for node in nodes:
@@ -267,6 +266,11 @@ class TieredTree(ResidentTree):
                 self._offer(node)
         self._compact()
         return Ended(victims, host_victims)
+
+    def in_use(self, id: int) -> bool:
+        """Whether others have locked, or built on, what a load in flight brings: it must not fail any more."""
+        nodes = self.transfers[id].nodes
+        return any(node.locks > 1 or node.resident_children > int(node is not nodes[-1]) for node in nodes)
 
     def _lose_host_copies(self, top: Node) -> list[HostVictim]:
         victims = []
