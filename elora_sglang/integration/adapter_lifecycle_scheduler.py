@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.managers.io_struct import LoRAUpdateOutput
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_server_args
 
+from elora_sglang.integration import config, host_size
 from elora_sglang.integration.adapter_check import BaseModelShape, adapted_modules
 from elora_sglang.integration.adapter_files import AdapterError, AdapterFiles, parse_safetensors, read_folder
 from elora_sglang.integration.adapter_files_tensors import TENSORS, from_tensors
 from elora_sglang.integration.adapter_lifecycle import STILL_RUNNING, is_version
+from elora_sglang.integration.adapter_store import bound_waiting
 from elora_sglang.integration.verify import Refused
 
 if TYPE_CHECKING:
@@ -63,21 +65,32 @@ def _install(manager: LoRAManager, ref: LoRARef, read: Callable[[], AdapterFiles
                 "Load it again; replace files by renaming a finished folder.",
             )
         base = BaseModelShape.from_config(manager.base_hf_config.get_text_config())
-        config = LoRAConfig.from_dict({**files.config, "target_modules": adapted_modules(files, base)})
-        config.path = ref.lora_path
+        lora_config = LoRAConfig.from_dict({**files.config, "target_modules": adapted_modules(files, base)})
+        lora_config.path = ref.lora_path
         pool = getattr(manager, "memory_pool", None)  # at start-up the pool is built after the adapters
         if pool is not None:
-            pool.can_support(config)
-        manager.configs[ref.lora_id] = config
+            pool.can_support(lora_config)
+        manager.configs[ref.lora_id] = lora_config
         manager.load_lora_weights_from_tensors(ref, files.tensors)
         manager.lora_refs[ref.lora_id] = ref
         manager.num_pinned_loras += int(bool(ref.pinned))
+        if _has_host_tier(pool):
+            bound_waiting(manager, ref.lora_id)
     except Exception as error:
         manager.configs.pop(ref.lora_id, None)
         manager.loras.pop(ref.lora_id, None)
         fault = str(error) or type(error).__name__
         return manager.create_lora_update_result(success=False, error_message=fault)
     return manager.create_lora_update_result(success=True)
+
+
+def _has_host_tier(pool: Any) -> bool:
+    """Whether adapters' bytes have a place in the host pool; before there are pools, whether they will have."""
+    if pool is not None:
+        store = getattr(pool, "store", None)
+        return store is not None and store.host is not None
+    settings = config.current(get_server_args())
+    return settings.enabled and not host_size.parse(settings.host_memory).off
 
 
 def load(original: Callable[..., LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any) -> LoRAUpdateOutput:

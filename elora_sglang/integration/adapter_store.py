@@ -38,10 +38,17 @@ from elora_sglang.runtime.pool import UnifiedPool
 
 if TYPE_CHECKING:
     from sglang.srt.lora.lora import LoRAAdapter
+    from sglang.srt.lora.lora_manager import LoRAManager
 
     from elora_sglang.integration.lora_pool import EloraLoRAMemoryPool
 
 Source = Literal["host", "memory", "file"]
+
+#: CPU tensors of adapters with a file that may wait for a place in the host pool, in bytes. The adapter that
+#: waits longest loses its own beyond that: how many adapters are registered costs no memory.
+WAITING_BYTES = 1 << 28
+
+_WAITING = "_elora_waiting"
 
 #: What a read brings: the adapter in host slots, or its weights in CPU tensors.
 _Read = tuple[PackedAdapter | None, "LoRAAdapter | None"]
@@ -264,6 +271,22 @@ class AdapterStore:
     def _forget_memory(self, lora_id: str) -> None:
         self._kept.pop(lora_id, None)
         _clear(self._weights.manager.loras[lora_id])
+
+
+def bound_waiting(manager: LoRAManager, lora_id: str, *, limit: int = WAITING_BYTES) -> None:
+    """An adapter was registered: keep no more than ``limit`` bytes of CPU tensors that a file has, too.
+
+    Works before the pools exist, as adapters of --lora-paths are loaded first. Mutates the manager's adapters.
+    """
+    waiting: dict[str, int] = manager.__dict__.setdefault(_WAITING, {})
+    if has_file(manager.lora_refs[lora_id]):
+        layers = manager.loras[lora_id].layers
+        waiting[lora_id] = sum(t.nbytes for layer in layers for t in layer.weights.values())
+    while sum(waiting.values()) > limit:
+        oldest = next(iter(waiting))
+        del waiting[oldest]
+        if oldest in manager.loras:
+            _clear(manager.loras[oldest])
 
 
 def _clear(adapter: LoRAAdapter) -> None:
