@@ -1,0 +1,149 @@
+"""Copying the rows of a list of slots from one pool to another, one layer at a time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from elora_sglang.runtime.pool import UnifiedPool
+
+#: Slots per run (on average) from which one copy per run beats one indexed copy of everything.
+RUN_UNITS = 16
+
+
+class RowCopy:
+    """How the rows of ``source_slots`` get to ``target_slots``: found once, used for every layer.
+
+    Slot i goes to slot i. Whole pages are copied as one row each; runs that are consecutive on both sides
+    as one copy each; everything else by index. Between host and GPU, the host side moves in runs and the
+    GPU gathers or scatters through a staging tensor, so that scattered device slots cost no copy of their own.
+
+    Args:
+        source, target: the pools; row sizes and layers are equal.
+        source_slots, target_slots: int64 ``[n]`` on the CPU, inside the pools; no target slot twice.
+    """
+
+    def __init__(
+        self,
+        source: UnifiedPool,
+        target: UnifiedPool,
+        source_slots: torch.Tensor,
+        target_slots: torch.Tensor,
+    ) -> None:
+        self._source, self._target = source, target
+        self.slots = len(source_slots)
+        self._page = _common_page(source, target, source_slots, target_slots)
+        froms = source_slots[:: self._page] // self._page
+        tos = target_slots[:: self._page] // self._page
+        self._from, self._to = froms, tos
+        self._from_runs, self._to_runs = _runs(froms), _runs(tos)
+        steps = ((froms[1:] - froms[:-1]) != 1) | ((tos[1:] - tos[:-1]) != 1)
+        cuts = steps.nonzero().flatten()
+        count = len(froms)
+        pairs = len(cuts) + 1
+        few = min(len(self._from_runs), len(self._to_runs)) if self._on_gpu else count // RUN_UNITS
+        self._pairs: list[tuple[int, int, int]] | None = None
+        if count and pairs <= max(few, 1):
+            bounds = [0, *(cuts + 1).tolist(), count]
+            self._pairs = [(int(froms[a]), int(tos[a]), b - a) for a, b in pairwise(bounds)]
+        elif source.device.type == "cuda":
+            self._from = froms.to(source.device, non_blocking=True)
+        elif target.device.type == "cuda":
+            self._to = tos.to(target.device, non_blocking=True)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return "cuda" in (self._source.device.type, self._target.device.type)
+
+    @property
+    def how(self) -> str:
+        """ "runs", "index" or "staged", and rows per unit: for logs and tests."""
+        kind = "runs" if self._pairs is not None else "staged" if self._on_gpu else "index"
+        return f"{kind}/{self._page}"
+
+    def copy_layer(self, layer: int) -> int:
+        """Copy one layer. Asynchronous on a GPU stream. Returns the number of rows written, K and V."""
+        rows = 0
+        for stream in (0, 1):
+            source, target = (self._units(pool, layer, stream) for pool in (self._source, self._target))
+            if self._pairs is not None:
+                for start, to, count in self._pairs:
+                    target[to : to + count].copy_(source[start : start + count], non_blocking=True)
+                    rows += count
+            elif not len(self._from):
+                continue
+            elif self._target.device.type == "cuda":
+                rows += self._scatter(source, target)
+            elif self._source.device.type == "cuda":
+                rows += self._gather(source, target)
+            else:
+                rows += self._index(source, target)
+        return rows * self._page
+
+    def same(self, layer: int) -> bool:
+        """Whether both sides hold the same bytes in this layer. Waits for a GPU."""
+        for stream in (0, 1):
+            source, target = (self._units(pool, layer, stream) for pool in (self._source, self._target))
+            kept = source.index_select(0, self._from.to(source.device)).cpu()
+            if not torch.equal(kept, target.index_select(0, self._to.to(target.device)).cpu()):
+                return False
+        return True
+
+    def _units(self, pool: UnifiedPool, layer: int, stream: int) -> torch.Tensor:
+        words = pool.word_rows(layer, stream)
+        return words if self._page == 1 else words.view(-1, self._page * words.shape[1])
+
+    def _index(self, source: torch.Tensor, target: torch.Tensor) -> int:
+        count = len(self._from)
+        if len(self._to_runs) == 1:
+            first = self._to_runs[0][0]
+            torch.index_select(source, 0, self._from, out=target[first : first + count])
+        elif len(self._from_runs) == 1:
+            first = self._from_runs[0][0]
+            target.index_copy_(0, self._to, source[first : first + count])
+        else:
+            target.index_copy_(0, self._to, source.index_select(0, self._from))
+        return count
+
+    def _scatter(self, source: torch.Tensor, target: torch.Tensor) -> int:
+        staging = torch.empty((len(self._to), target.shape[1]), dtype=target.dtype, device=target.device)
+        at = 0
+        for first, count in self._from_runs:
+            staging[at : at + count].copy_(source[first : first + count], non_blocking=True)
+            at += count
+        target.index_copy_(0, self._to, staging)
+        return at
+
+    def _gather(self, source: torch.Tensor, target: torch.Tensor) -> int:
+        staging = source.index_select(0, self._from)
+        at = 0
+        for first, count in self._to_runs:
+            target[first : first + count].copy_(staging[at : at + count], non_blocking=True)
+            at += count
+        return at
+
+
+def _common_page(source: UnifiedPool, target: UnifiedPool, *slots: torch.Tensor) -> int:
+    """The page size if both lists are whole pages in order, else 1."""
+    page = source.page_size
+    if page == 1 or target.page_size != page or source.rows % page or target.rows % page:
+        return 1
+    inside = torch.arange(page)
+    for one in slots:
+        if len(one) % page:
+            return 1
+        starts = one[::page]
+        if bool((starts % page != 0).any()) or not torch.equal(one.view(-1, page), starts[:, None] + inside):
+            return 1
+    return page
+
+
+def _runs(units: torch.Tensor) -> list[tuple[int, int]]:
+    """(first, count) of the runs of consecutive numbers, in list order."""
+    if not len(units):
+        return []
+    cuts = ((units[1:] - units[:-1]) != 1).nonzero().flatten() + 1
+    bounds = [0, *cuts.tolist(), len(units)]
+    firsts = units[torch.tensor(bounds[:-1])].tolist()
+    return [(first, b - a) for first, (a, b) in zip(firsts, pairwise(bounds), strict=True)]
