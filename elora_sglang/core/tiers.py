@@ -237,9 +237,8 @@ class TieredTree(ResidentTree):
         """
         transfer = self.transfers[id]
         nodes = transfer.nodes
-        if not ok and transfer.kind == "load":
-            if self.in_use(id):
-                raise InvariantError(f"I4: the load of {nodes[-1]!r} failed after its slots came into use")
+        if not ok and transfer.kind == "load" and self.in_use(id):
+            raise InvariantError(f"I4: the load of {nodes[-1]!r} failed after its slots came into use")
         del self.transfers[id]
         above = nodes[0].parent
         for node in nodes:

@@ -292,11 +292,7 @@ class Memory:
     def finish(self, id: int, ok: bool) -> None:
         transfer = self.tree.transfers[id]
         copy = self.copies.pop(id)
-        if (
-            not ok
-            and transfer.kind == "load"
-            and (transfer.nodes[-1].locks > 1 or transfer.nodes[-1].resident_children)
-        ):
+        if transfer.kind == "load" and self.tree.in_use(id):
             ok = True
         if ok:
             copy()
