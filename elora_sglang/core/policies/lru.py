@@ -1,19 +1,19 @@
-"""Least recently used first. A match or an insert uses every node of its path."""
+"""Least recently used first. A match or an insert touches every node of its path."""
 
 from __future__ import annotations
 
 from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy, Policy
+from elora_sglang.core.policy import BasePolicy
 
 
 class Lru(BasePolicy):
-    """Ranks by the tick of the last use, KV and adapters alike; keeps no state of its own."""
+    """Ranks by the tick of the last touch, KV and adapters alike; keeps no state of its own."""
 
     def priority(self, node: Node) -> float:
         """The node's last tick."""
         return node.last_tick
 
 
-def create() -> Policy:
+def create() -> Lru:
     """A fresh LRU policy."""
     return Lru()
