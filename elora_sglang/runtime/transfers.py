@@ -14,6 +14,7 @@ from elora_sglang.runtime.inflight import SlotsInFlight
 from elora_sglang.runtime.link import LOAD, SAVE, Link
 from elora_sglang.runtime.pool import UnifiedPool
 from elora_sglang.runtime.row_copy import RowCopy
+from elora_sglang.runtime.transfer_meter import TransferMeter
 from elora_sglang.runtime.transfer_runners import (
     Copy,
     CopyLayer,
@@ -27,8 +28,6 @@ __all__ = ["TransferEngine", "TransferError"]
 
 #: Failed transfers that are remembered, so that fencing one raises.
 REMEMBERED = 4096
-#: Share that an older transfer keeps in the bandwidth mean when a new one completes.
-KEEP = 0.9
 
 
 class TransferEngine:
@@ -91,11 +90,7 @@ class TransferEngine:
         self._reports: list[tuple[int, bool]] = []
         self._failed: dict[int, str] = {}
         self._failed_order: deque[int] = deque()
-        self._moved = {LOAD: 0, SAVE: 0}
-        self._count = {LOAD: 0, SAVE: 0}
-        self._failures = {LOAD: 0, SAVE: 0}
-        self._recent = {LOAD: (0.0, 0.0), SAVE: (0.0, 0.0)}  # bytes, seconds, both decayed
-        self._waits = {"layer": (0, 0.0), "forward": (0, 0.0)}
+        self._meter = TransferMeter()
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -168,11 +163,11 @@ class TransferEngine:
 
     def settle(self, slots: torch.Tensor) -> None:
         """Wait for every copy that reads or writes one of these device slots: they are about to be
-        written by other means than a batch or a load."""
+        written by other means than a batch or a load. On CUDA only the current and the forward stream wait."""
         slots = _on_cpu(slots)
         if self._copies and (self._on_device.read(slots) or self._on_device.writers(slots)):
             for copy in self._meeting(slots):
-                self._runner.finish(copy)
+                self._runner.need(copy, self.num_layers)
 
     def wait_layer(self, layer: int) -> None:
         """Wait until the fenced loads have brought layers 0 to ``layer``. On CUDA only the current and the
@@ -189,7 +184,7 @@ class TransferEngine:
             if copy.failed is not None:
                 raise TransferError(f"elora: the batch uses a failed copy: {copy.failed}")
         if waits:
-            self._note_waits("layer", waits, started)
+            self._meter.waited("layer", waits, self._clock() - started)
         if layer + 1 == self.num_layers or all(copy.done for copy in self._fenced):
             self._fenced = []
 
@@ -266,27 +261,12 @@ class TransferEngine:
 
     def bandwidth(self, direction: str) -> float:
         """Bytes per second of recent transfers in ``direction`` (``LOAD``, ``SAVE``); 0 before the first."""
-        moved, seconds = self._recent[direction]
-        return moved / seconds if seconds > 0 else 0.0
+        return self._meter.bandwidth(direction)
 
     def counters(self) -> dict[str, float]:
-        """Totals since the start. ``*_bytes_s``: measured; ``*_waits``: times a batch waited, and seconds."""
-        return {
-            "loads": self._count[LOAD],
-            "saves": self._count[SAVE],
-            "loaded_bytes": self._moved[LOAD],
-            "saved_bytes": self._moved[SAVE],
-            "failed_loads": self._failures[LOAD],
-            "failed_saves": self._failures[SAVE],
-            "retries": self._runner.retries,
-            "load_bytes_s": self.bandwidth(LOAD),
-            "save_bytes_s": self.bandwidth(SAVE),
-            "layer_waits": self._waits["layer"][0],
-            "layer_wait_s": self._waits["layer"][1],
-            "forward_waits": self._waits["forward"][0],
-            "forward_wait_s": self._waits["forward"][1],
-            "in_flight": len(self._copies),
-        }
+        """Totals since the start (see :class:`TransferMeter`), ``retries`` and ``in_flight``."""
+        now = {"retries": self._runner.retries, "in_flight": len(self._copies)}
+        return self._meter.counters() | now
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -296,7 +276,6 @@ class TransferEngine:
         if transfer in self._copies:
             raise TransferError(f"elora: transfer {transfer} is in flight already")
         source, target = _on_cpu(source), _on_cpu(target)
-        pools = (self.host, self.device) if direction == LOAD else (self.device, self.host)
         froms, tos = self._sides(direction)
         fault = froms.fault(source, distinct=False) or tos.fault(target, distinct=True)
         if fault is None and len(source) != len(target):
@@ -305,16 +284,19 @@ class TransferEngine:
         if fault is None and after is None:
             fault = "its slots are in use by a copy in flight"
         if fault is not None or after is None:
-            self._failures[direction] += 1
+            self._meter.failed(direction)
             raise TransferError(f"elora: {direction} {transfer} cannot start: {fault}")
         self._serial += 1
-        plan = RowCopy(*pools, source, target)
+        if direction == LOAD:
+            plan = RowCopy(self.host, self.device, source, target)
+        else:
+            plan = RowCopy(self.device, self.host, source, target)
         size = len(source) * sum(self.device.row_bytes)
         copy = Copy(transfer, self._serial, direction, source, target, plan, self.num_layers, size, after)
         try:
             self._runner.launch(copy)
         except Exception as error:
-            self._failures[direction] += 1
+            self._meter.failed(direction)
             raise TransferError(f"elora: {copy.name} failed: {error}") from error
         self._forget_failure(transfer)
         self._copies[transfer] = copy
@@ -366,11 +348,7 @@ class TransferEngine:
             waits += self._runner.need(copy, self.num_layers)
         self._released = kept
         if waits:
-            self._note_waits("forward", waits, started)
-
-    def _note_waits(self, kind: str, waits: int, started: float) -> None:
-        count, seconds = self._waits[kind]
-        self._waits[kind] = (count + waits, seconds + self._clock() - started)
+            self._meter.waited("forward", waits, self._clock() - started)
 
     def _collect(self) -> None:
         """Retire what is over and note it for ``poll``."""
@@ -383,16 +361,11 @@ class TransferEngine:
         for copy in over:
             self._retire(copy)
             self._reports.append((copy.id, copy.done))
-            size = copy.layer_bytes * copy.layers
             if copy.failed is not None:
-                self._failures[copy.direction] += 1
+                self._meter.failed(copy.direction)
                 self._remember_failure(copy.id, copy.failed)
-                continue
-            self._count[copy.direction] += 1
-            self._moved[copy.direction] += size
-            if size and copy.seconds > 0:
-                moved, seconds = self._recent[copy.direction]
-                self._recent[copy.direction] = (moved * KEEP + size, seconds * KEEP + copy.seconds)
+            else:
+                self._meter.completed(copy.direction, copy.layer_bytes * copy.layers, copy.seconds)
 
     def _retire(self, copy: Copy) -> None:
         froms, tos = self._sides(copy.direction)
