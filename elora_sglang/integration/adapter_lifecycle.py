@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.lora.lora_registry import LoRARef
@@ -141,6 +142,8 @@ class AdapterLifecycle:
             checked = await asyncio.to_thread(prepare)
             current = self.registry.get(name)
             same = current is not None and is_version(current.lora_id, checked.version)
+            # Its bytes may have to be read again: from a folder that is still there.
+            same = same and current is not None and _can_be_read(current, path)
             if current is not None and same and bool(current.pinned) == bool(request.pinned):
                 return self._result(None)
             ref = LoRARef(
@@ -207,6 +210,12 @@ class AdapterLifecycle:
             return await operation
         except (AdapterError, NameFault) as error:
             return self._result(str(error))
+
+
+def _can_be_read(current: LoRARef, path: str) -> bool:
+    """Whether a version that is loaded needs no new folder: ``path`` is its own, its own is there, or it has none."""
+    own = current.lora_path
+    return own in (path, None, "__tensor__") or Path(own).expanduser().is_dir()
 
 
 # -- hooks ----------------------------------------------------------------------------------------
