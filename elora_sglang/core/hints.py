@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-_LONGEST_NAME = 256
+_LONGEST_ID = 256
 _LONGEST_WAIT_S = 7 * 24 * 3600.0
 
 
@@ -28,19 +28,16 @@ class Hints:
 def parse_hints(mapping: Mapping[str, object] | None) -> Hints:
     """Hints out of a request's custom parameters; other keys belong to somebody else and are ignored.
 
-    Keys: ``session`` (or ``session_id``), ``session_end``, ``expect_return_s``. ``None`` means not given.
+    Keys: ``session_id``, ``session_end``, ``expect_return_s``. ``None`` means not given.
 
     Raises:
         ValueError: one line that names the key and what it must be.
     """
     if mapping is None:
         return Hints()
-    session, other = mapping.get("session"), mapping.get("session_id")
-    if session is not None and other is not None and session != other:
-        raise ValueError("session and session_id are the same hint; give one of them")
-    session = other if session is None else session
-    if session is not None and (not isinstance(session, str) or not 0 < len(session) <= _LONGEST_NAME):
-        raise ValueError(f"session must be a text of 1 to {_LONGEST_NAME} characters, got {_shown(session)}")
+    session = mapping.get("session_id")
+    if session is not None and (not isinstance(session, str) or not 0 < len(session) <= _LONGEST_ID):
+        raise ValueError(f"session_id must be a text of 1 to {_LONGEST_ID} characters, got {_shown(session)}")
     end = mapping.get("session_end")
     if end is not None and not isinstance(end, bool):
         raise ValueError(f"session_end must be true or false, got {_shown(end)}")
