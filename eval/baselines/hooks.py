@@ -18,7 +18,6 @@ from elora_sglang.eval.baselines.streams import Device
 from elora_sglang.integration.config import ENV_EVAL_LINK as ENV_LINK
 from elora_sglang.runtime.link import Link
 
-
 _device: Device | None = None
 
 

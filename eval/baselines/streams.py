@@ -133,7 +133,7 @@ class Device:
             raise NotImplementedError("events of the emulated link keep no time")
         return Event(self)
 
-    def current_stream(self, *args: Any) -> Stream:
+    def current_stream(self, *args: Any) -> Any:
         return self._current
 
     def stream(self, stream: Any) -> StreamContext:

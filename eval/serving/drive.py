@@ -14,6 +14,8 @@ import aiohttp
 from elora_sglang.eval import client
 from elora_sglang.eval.serving.chat import Session, Workload, opening
 
+SPREAD = 0.7  # of the warm-up: when the live sessions come in
+
 
 @dataclass(frozen=True)
 class Record:
@@ -35,9 +37,16 @@ def _host_tokens(answer: client.Answer) -> int:
 
 class _Run:
     def __init__(
-        self, url: str, workload: Workload, names: Sequence[str], gap: float, until: float, seed: str, vocab: int
+        self,
+        url: str,
+        workload: Workload,
+        names: Sequence[str],
+        gap: float,
+        until: float,
+        seed: str,
+        vocab: int,
     ) -> None:
-        self.url, self.workload, self.names, self.gap = url, workload, names, gap
+        self.url, self.workload, self.names, self.gap, self.spread = url, workload, names, gap, spread
         self.until, self.seed, self.vocab = until, seed, vocab
         self.records: list[Record] = []
         self.failures: list[str] = []
@@ -54,7 +63,7 @@ class _Run:
 
     async def _lane(self, http: aiohttp.ClientSession, lane: int) -> None:
         rng = random.Random(f"start/{self.seed}/{lane}")
-        await asyncio.sleep(rng.random() * self.gap)
+        await asyncio.sleep(rng.random() * self.spread)
         for number, session in enumerate(self.workload.lanes[lane]):
             if not await self._session(http, f"{lane}/{number}", session):
                 return
@@ -124,10 +133,13 @@ def chat(
 ) -> tuple[list[Record], list[Any]]:
     """Serve ``workload`` for ``warmup + seconds`` at ``rate`` turns a second at most; what was sent after the warm-up.
 
-    A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is asked less.
+    The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
+    cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is asked less.
     ``sample`` is called every so many seconds in a thread of its own. Raises RuntimeError when a request fails.
     """
-    run = _Run(url, workload, names, len(workload.lanes) / rate, warmup + seconds, seed, vocab)
+    run = _Run(
+        url, workload, names, len(workload.lanes) / rate, SPREAD * warmup, warmup + seconds, seed, vocab
+    )
     run.hints = hints
     samples = asyncio.run(_watched(run, sample, every))
     if run.failures:

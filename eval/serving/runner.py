@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval import reporting, server
-from elora_sglang.eval.serving import drive, model, statistics as figures
+from elora_sglang.eval.serving import drive, model
+from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.chat import Workload
 from elora_sglang.eval.serving.systems import STOCK, System, require_hooks
 

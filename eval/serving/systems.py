@@ -59,7 +59,9 @@ def kv_tokens_of_stock(budget: Budget, slots: int) -> int:
     """KV tokens left beside so many slot buffers of the largest rank. Raises ValueError when none are."""
     left = budget.device_tokens - -(-slots * model.adapter_bytes(model.MAX_RANK) // model.KV_BYTES_PER_TOKEN)
     if left < 2048:
-        raise ValueError(f"{slots} slots leave {left} of {budget.device_tokens} tokens: give --device-tokens more")
+        raise ValueError(
+            f"{slots} slots leave {left} of {budget.device_tokens} tokens: give --device-tokens more"
+        )
     return left
 
 
@@ -74,7 +76,12 @@ def common(budget: Budget) -> list[str]:
 
 
 def make(
-    name: str, setting: float | None, budget: Budget, folder: Path, link_gbps: float, without: Sequence[str] = ()
+    name: str,
+    setting: float | None,
+    budget: Budget,
+    folder: Path,
+    link_gbps: float,
+    without: Sequence[str] = (),
 ) -> System:
     """The server of a system. Raises ValueError for an unknown name or a setting that does not fit."""
     adapters = paths(folder, budget.adapters)
@@ -138,7 +145,9 @@ def require_hooks(system: System, info: dict, link_gbps: float) -> None:
     if system.name in STOCK:
         report = state.get("baseline")
         if report is None:
-            raise RuntimeError(f"{system.key}: no baseline hooks in this server; it would get its copies for free")
+            raise RuntimeError(
+                f"{system.key}: no baseline hooks in this server; it would get its copies for free"
+            )
         missing = sorted({f"baseline_{hook}" for hook in BASELINE_HOOKS} - set(report["hooks"]))
         if missing:
             raise RuntimeError(f"{system.key}: hooks not in place: {', '.join(missing)}")

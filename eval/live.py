@@ -1,0 +1,107 @@
+"""``python -m elora_sglang.eval live``: stock SGLang, HiCache and ELORA on one chat workload under memory pressure.
+
+Every system gets the same bytes on the device (slot buffers count) and on the host (SGLang's CPU copies of adapters
+count), the same attention, and the same emulated link between host and device. ``stock``, ``hicache`` and ``static``
+are tuned first, on a seed that is not reported. Then all servers serve the same seeded sessions in turn, the idle ones
+stopped, caches emptied in between, what was sent during the warm-up dropped. Every finished cell is a file in
+``--state``; the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.serving import comparison, profile, report, systems
+
+DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to ``python -m elora_sglang.eval``."""
+    parser = subparsers.add_parser("live", help="live comparison under memory pressure, systems interleaved")
+    add = parser.add_argument
+    add(
+        "--compare",
+        default=DEFAULT,
+        help=f"systems, by comma: {', '.join(systems.NAMES)} (default {DEFAULT})",
+    )
+    add("--workload", choices=["chat"], default="chat", help="traffic (default chat)")
+    add("--quick", action="store_true", help="one working set, one load, short runs: within 15 minutes")
+    add("--ablate", action="store_true", help="also elora without each of its parts")
+    add(
+        "--link-gbps",
+        default="auto",
+        help="emulated link, GB/s each way; auto: the GPU profile's link-to-compute ratio; 0: none (default auto)",
+    )
+    add("--profile", default=profile.DEFAULT, help="GPU profile by name or file (default %(default)s)")
+    add(
+        "--state", type=Path, default=Path(".eval-live"), help="folder of finished cells (default .eval-live)"
+    )
+    add(
+        "--model", type=Path, default=None, help="folder of the evaluation model (default: model/ in --state)"
+    )
+    add("--device-tokens", type=int, help="device memory in KV tokens (default 16384, quick 10240)")
+    add("--host-tokens", type=int, help="host memory in KV tokens (default 3 times the device's)")
+    add("--running", type=int, default=8, help="requests running at once (default 8)")
+    add("--working-sets", help="times the device memory, by comma (default 2,4; quick 2)")
+    add("--loads", help="shares of the tuned stock's capacity, by comma (default 0.5,0.7,0.8; quick 0.7)")
+    add("--repeats", type=int, help="interleaved repeats (default 3)")
+    add("--seconds", type=float, help="measured seconds a cell (default 60, quick 14)")
+    add("--warmup", type=float, help="dropped seconds a cell (default 30, quick 9)")
+    add("--seed", type=int, default=1)
+    reporting.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    return default if text is None else tuple(float(part) for part in text.split(","))
+
+
+def settings(args: argparse.Namespace) -> comparison.Settings:
+    """What the arguments ask for; SystemExit with one line where they make no sense."""
+    names = tuple(dict.fromkeys(args.compare.split(",")))
+    unknown = [name for name in names if name not in systems.NAMES]
+    if unknown:
+        raise SystemExit(f"live: --compare {unknown[0]!r} is not one of {', '.join(systems.NAMES)}")
+    if "stock" not in names:
+        raise SystemExit("live: --compare needs stock: loads are shares of its capacity")
+    quick = args.quick
+    device = args.device_tokens or (10240 if quick else 16384)
+    repeats = args.repeats or 3
+    seconds = args.seconds or (14.0 if quick else 60.0)
+    state = args.state.absolute()
+    return comparison.Settings(
+        names=names,
+        folder=(args.model or state / "model").absolute(),
+        state=state,
+        device_tokens=device,
+        host_tokens=args.host_tokens or 3 * device,
+        running=args.running,
+        factors=_numbers(args.working_sets, (2.0,) if quick else (2.0, 4.0)),
+        loads=_numbers(args.loads, (0.7,) if quick else (0.5, 0.7, 0.8)),
+        repeats=repeats,
+        warmup=args.warmup or (9.0 if quick else 30.0),
+        seconds=seconds,
+        tuning_seconds=min(seconds, 12.0 if quick else 30.0),
+        seed=args.seed,
+        quick=quick,
+        ablate=args.ablate,
+        link=args.link_gbps,
+        gpu=profile.load(args.profile),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report; returns the exit status."""
+    chosen = settings(args)
+    data = comparison.Comparison(chosen).run()
+    return reporting.finish(
+        args,
+        title=report.title(chosen, data),
+        header=report.HEADER,
+        rows=report.rows(data),
+        aims=report.aims(data),
+        data=report.plain(data),
+    )

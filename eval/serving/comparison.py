@@ -1,0 +1,299 @@
+"""One comparison from the link to the last cell: tuning, capacity, interleaved repeats, ablations."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.serving import capacity, chat, model, profile, runner, systems
+from elora_sglang.integration.config import TERMS
+
+TUNING_LOAD = 0.7
+ABLATION_LOAD = 0.7
+ABLATIONS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one comparison measures. Tokens are KV tokens; seconds per cell."""
+
+    names: tuple[str, ...]
+    folder: Path
+    state: Path
+    device_tokens: int
+    host_tokens: int
+    running: int
+    factors: tuple[float, ...]
+    loads: tuple[float, ...]
+    repeats: int
+    warmup: float
+    seconds: float
+    tuning_seconds: float
+    seed: int
+    quick: bool
+    ablate: bool
+    link: str
+    gpu: profile.Profile
+
+
+@dataclass
+class Comparison:
+    """Runs what is missing, returns cells."""
+
+    settings: Settings
+    fleet: runner.Fleet = field(init=False)
+    state: runner.State = field(init=False)
+    link_gbps: float = 0.0
+    prefill_s: float = 0.0
+    chosen: dict[str, systems.System] = field(default_factory=dict)
+    capacities: dict[str, float] = field(default_factory=dict)
+    tuning: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        sizes = [model.adapter_bytes(r) for r in model.RANKS]
+        self.adapter_tokens = chat.mean_adapter_tokens(sizes, model.KV_BYTES_PER_TOKEN)
+        most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
+        self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most)
+        self.vocab = 0
+        self.state = runner.State(s.state)
+
+    def prepare(self) -> None:
+        """Model on disk, link settled, servers' folder made."""
+        s = self.settings
+        if not model.complete(s.folder, self.budget.adapters):
+            reporting.progress(f"writing the model and {self.budget.adapters} adapters to {s.folder}")
+            from elora_sglang.eval import server
+
+            command = [server.sys.executable, "-m", "elora_sglang.eval.serving.model"]
+            status, text = server.run(
+                [*command, str(s.folder), str(self.budget.adapters)], log=s.state / "model.log", timeout=900
+            )
+            if status != 0:
+                raise SystemExit(f"live: the model could not be written:\n{text[-2000:]}")
+        self.vocab = json.loads((s.folder / "base" / "config.json").read_text())["vocab_size"]
+        if s.link == "auto":
+            cell = self.state.cell(("prefill", s.device_tokens), self._probe)
+            self.prefill_s = float(cell["prefill_s_per_token"])
+            self.link_gbps = s.gpu.link_for(model.KV_BYTES_PER_TOKEN, self.prefill_s)
+        else:
+            self.link_gbps = float(s.link)
+        self.fleet = runner.Fleet(s.folder, s.state / "logs", self.link_gbps)
+
+    def _probe(self) -> dict[str, Any]:
+        setting = self._sweep("stock")[0]
+        probe = systems.make("stock", setting, self.budget, self.settings.folder, 0.0)
+        reporting.progress("measuring what a token's prefill costs on this machine")
+        running = runner.start(probe, self.settings.folder, self.settings.state / "logs", 0.0)
+        try:
+            return {"prefill_s_per_token": runner.prefill_seconds(running, self.vocab)}
+        finally:
+            running.go()
+            running.end()
+
+    def _sweep(self, name: str) -> tuple[float, ...]:
+        if not self.settings.quick:
+            return systems.SWEEP.get(name, ())
+        return systems.QUICK_SWEEP.get(name, systems.SWEEP.get(name, ())[:1])
+
+    def _make(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> systems.System:
+        return systems.make(name, setting, self.budget, self.settings.folder, self.link_gbps, without)
+
+    def workload(self, seed: str, factor: float) -> chat.Workload:
+        """The traffic of a seed for a working set of ``factor`` times the device memory."""
+        wanted = int(factor * self.settings.device_tokens)
+        return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.vocab)
+
+    def tune(self) -> None:
+        """Choose the setting of every baseline that has one, on a seed that is reported nowhere."""
+        s = self.settings
+        self._tune_stock()
+        rate = TUNING_LOAD * self.capacities["tuning"]
+        for name in s.names:
+            if name in self.chosen:
+                continue
+            sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
+            if name == "stock-overlap" and s.quick:
+                sweep = (self.chosen["stock"].setting,)
+            candidates = [self._make(name, setting) for setting in sweep]
+            self._choose(name, candidates, rate)
+
+    def _tune_stock(self) -> None:
+        s = self.settings
+        candidates = [self._make("stock", setting) for setting in self._sweep("stock")]
+        self._boot_for(candidates, "tune")
+        first = candidates[0]
+        key = ("capacity", first.key, "tuning", s.factors[0], s.tuning_seconds, self._digest())
+        work = self.workload(f"{s.seed}/tuning", s.factors[0])
+        cell = self.state.cell(key, lambda: self._capacity(first, work, "tuning"))
+        self.capacities["tuning"] = cell["capacity"]
+        self._choose("stock", candidates, TUNING_LOAD * cell["capacity"])
+
+    def _capacity(self, system: systems.System, work: chat.Workload, seed: str) -> dict[str, Any]:
+        self.fleet.want([system])
+        found = capacity.capacity(
+            self.fleet.servers[system.key],
+            work,
+            warmup=self.settings.warmup,
+            seconds=self.settings.tuning_seconds,
+            seed=seed,
+            vocab=self.vocab,
+        )
+        reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
+        return found
+
+    def _boot_for(self, candidates: Sequence[systems.System], kind: str) -> None:
+        missing = [c for c in candidates if not self.state.has(*self._tune_key(c))]
+        if len(candidates) > 1 and missing:
+            self.fleet.want(missing)
+
+    def _tune_key(self, system: systems.System) -> tuple[object, ...]:
+        s = self.settings
+        return ("tune", system.key, s.factors[0], s.tuning_seconds, self._digest())
+
+    def _digest(self) -> str:
+        s = self.settings
+        return f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.link_gbps:.4f}/{s.seed}/{s.warmup}"
+
+    def _choose(self, name: str, candidates: Sequence[systems.System], rate: float) -> None:
+        if len(candidates) == 1:
+            self.chosen[name] = candidates[0]
+            return
+        s = self.settings
+        self._boot_for(candidates, "tune")
+        work = self.workload(f"{s.seed}/tuning", s.factors[0])
+        best: tuple[float, systems.System] | None = None
+        for candidate in candidates:
+            cell = self.state.cell(
+                self._tune_key(candidate),
+                partial(self._measure, candidate, work, rate, s.tuning_seconds, "tuning", 0),
+            )
+            mean = cell["summary"]["ttft_mean"]
+            self.tuning.append({"system": name, "setting": candidate.setting, "ttft_mean": mean})
+            reporting.progress(f"tuning: {candidate.key} mean TTFT {1000 * mean:.0f} ms")
+            if best is None or mean < best[0]:
+                best = (mean, candidate)
+        assert best is not None
+        self.chosen[name] = best[1]
+        self.fleet.drop([c.key for c in candidates if c.key != best[1].key])
+
+    def _measure(
+        self, system: systems.System, work: chat.Workload, rate: float, seconds: float, seed: str, repeat: int
+    ) -> dict[str, Any]:
+        self.fleet.want([system])
+        return runner.measure(
+            self.fleet.servers[system.key],
+            work,
+            rate=rate,
+            warmup=self.settings.warmup,
+            seconds=seconds,
+            seed=seed,
+            vocab=self.vocab,
+            repeat=repeat,
+        )
+
+    def find_capacity(self, factor: float) -> float:
+        """Turns a second that the tuned stock can do with this working set."""
+        s, best = self.settings, self.chosen["stock"]
+        if s.quick and best.setting == self._sweep("stock")[0] and factor == s.factors[0]:
+            return self.capacities["tuning"]
+        key = ("capacity", best.key, factor, s.tuning_seconds, self._digest())
+        work = self.workload(f"{s.seed}/capacity", factor)
+        return float(self.state.cell(key, lambda: self._capacity(best, work, "capacity"))["capacity"])
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Every cell of the table: by working set, load, repeat and system, in rotating order."""
+        found = []
+        for factor in self.settings.factors:
+            self.capacities[f"{factor:g}x"] = top = self.find_capacity(factor)
+            group = [self.chosen[name] for name in self.settings.names]
+            found += self._grid(group, factor, self.settings.loads, top, {})
+        return found
+
+    def _grid(
+        self,
+        group: Sequence[systems.System],
+        factor: float,
+        loads: Sequence[float],
+        top: float,
+        labels: dict[str, str],
+    ) -> list[dict[str, Any]]:
+        s, found = self.settings, []
+        keys = {
+            (load, repeat, system.key, labels.get(system.key, "")): (
+                "cell", labels.get(system.key, ""), system.key, factor, load, repeat, s.seconds, self._digest()
+            )
+            for load in loads
+            for repeat in range(s.repeats)
+            for system in group
+        }  # fmt: skip
+        missing = {key[2] for key, cell in keys.items() if not self.state.has(*cell)}
+        self.fleet.want([system for system in group if system.key in missing])
+        for repeat in range(s.repeats):
+            seed = f"{s.seed}/{repeat}"
+            work = self.workload(seed, factor)
+            turned = [*group[repeat % len(group) :], *group[: repeat % len(group)]]
+            for load in loads:
+                for system in turned:
+                    cell = self.state.cell(
+                        keys[load, repeat, system.key, labels.get(system.key, "")],
+                        partial(self._measure, system, work, load * top, s.seconds, seed, repeat),
+                    )
+                    label = labels.get(system.key) or system.name
+                    found.append(cell | {"name": label, "factor": factor, "load": load})
+                    mean = cell["summary"]["ttft_mean"]
+                    reporting.progress(
+                        f"{factor:g}x, load {load:g}, repeat {repeat + 1}/{s.repeats}: "
+                        f"{label} mean TTFT {1000 * mean:.0f} ms"
+                    )
+        return found
+
+    def ablations(self) -> list[dict[str, Any]]:
+        """``elora`` without one part at a time, beside plain ``elora``, a few servers at a time."""
+        factor = self.settings.factors[0]
+        top = self.capacities[f"{factor:g}x"]
+        terms, found = list(TERMS), []
+        plain = self._make("elora")
+        self.fleet.drop([key for key in self.fleet.servers if key != plain.key])
+        for start in range(0, len(terms), ABLATIONS_AT_ONCE):
+            group, labels = [plain], {plain.key: f"elora#{start}"}
+            for term in terms[start : start + ABLATIONS_AT_ONCE]:
+                made = self._make("elora", None, [term])
+                made = systems.System(f"elora-without-{term}", None, made.flags)
+                group.append(made)
+                labels[made.key] = made.name
+            found += self._grid(group, factor, (ABLATION_LOAD,), top, labels)
+            self.fleet.drop([system.key for system in group[1:]])
+        return found
+
+    def run(self) -> dict[str, Any]:
+        """Everything; servers are ended whatever happens."""
+        self.prepare()
+        try:
+            self.tune()
+            cells = self.cells()
+            ablations = self.ablations() if self.settings.ablate else []
+        finally:
+            self.fleet.end()
+        return {
+            "cells": cells,
+            "ablations": ablations,
+            "tuning": self.tuning,
+            "chosen": {name: system.setting for name, system in self.chosen.items()},
+            "capacities": self.capacities,
+            "link_gbps": self.link_gbps,
+            "prefill_s_per_token": self.prefill_s,
+            "profile": asdict(self.settings.gpu),
+            "budget": asdict(self.budget),
+        }
+
+
+def mean_of(cells: Sequence[dict[str, Any]], key: str) -> float:
+    """Mean of a figure over repeats."""
+    return statistics.fmean(float(cell["summary"][key]) for cell in cells)

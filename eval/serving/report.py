@@ -1,0 +1,176 @@
+"""The table, the aims and the JSON of a live comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.serving import statistics as figures
+from elora_sglang.eval.serving.systems import STOCK
+
+HEADER = (
+    "working set, load, system",
+    "TTFT ms",
+    "95 % interval",
+    "p50",
+    "p95",
+    "p99",
+    "TPOT ms",
+    "hit dev %",
+    "hit host %",
+    "invalid %",
+    "moved GB",
+    "turns/s",
+    "÷ best stock",
+    "95 % interval",
+)
+AIM_STOCK, AIM_HICACHE, AIM_STATIC_INVALID = 0.45, 0.70, 0.20
+MOVED = ("moved_load", "moved_save", "elora.transfers.bytes_load", "elora.transfers.bytes_save")
+
+Cells = list[dict[str, Any]]
+
+
+def title(settings: Any, data: dict[str, Any]) -> str:
+    """What was measured, with the link, in a few lines."""
+    budget, ratio = data["budget"], data["profile"]
+    per_token = (
+        f", prefill {1e6 * data['prefill_s_per_token']:.0f} µs a token" if data["prefill_s_per_token"] else ""
+    )
+    link = f"{data['link_gbps']:.3f} GB/s each way" if data["link_gbps"] else "off"
+    return (
+        f"chat, {settings.repeats} interleaved repeats of {settings.seconds:g} s after {settings.warmup:g} s: device "
+        f"{budget['device_tokens']} and host {budget['host_tokens']} KV tokens for each, "
+        f"{budget['adapters']} adapters\n"
+        f"emulated link {link}{per_token}; proportions of: {ratio['name']} ({ratio['derived_from']})\n"
+        f"tuned: {data['chosen']}; capacity of stock, turns/s: "
+        f"{ {k: round(v, 2) for k, v in data['capacities'].items()} }"
+    )
+
+
+def _groups(cells: Cells) -> dict[tuple[float, float], dict[str, Cells]]:
+    found: dict[tuple[float, float], dict[str, Cells]] = {}
+    for cell in cells:
+        found.setdefault((cell["factor"], cell["load"]), {}).setdefault(cell["name"], []).append(cell)
+    return found
+
+
+def best_stock(group: dict[str, Cells]) -> str:
+    """The better of ``stock`` and ``stock-overlap`` by mean TTFT."""
+    there = [name for name in ("stock", "stock-overlap") if name in group]
+    return min(there, key=lambda name: statistics.fmean(figures.pooled(group[name], "ttft_mean")))
+
+
+def _mean(cells: Cells, key: str) -> float:
+    return statistics.fmean(figures.pooled(cells, key))
+
+
+def moved_bytes(cells: Cells) -> float | None:
+    """Mean bytes a cell that crossed the link, both directions; None where the server does not tell."""
+    sums = [[c["counters"][k] for k in c["counters"] if _is_moved(k)] for c in cells]
+    return statistics.fmean(sum(s) for s in sums) if all(sums) else None
+
+
+def _is_moved(key: str) -> bool:
+    return key in MOVED or (key.startswith("elora.") and "bytes" in key and ("load" in key or "save" in key))
+
+
+def _row(label: str, cells: Cells, reference: Cells | None) -> list[str]:
+    mean, low, high = figures.interval(figures.pooled(cells, "ttft_mean"))
+    moved = moved_bytes(cells)
+    invalid = [c["summary"]["invalid_kv"] for c in cells if "invalid_kv" in c["summary"]]
+    versus = ["", ""]
+    if reference is not None and reference is not cells:
+        middle, least, most = ratio_of(cells, reference)
+        versus = [f"{middle:.2f}", f"{least:.2f} to {most:.2f}"]
+    return [
+        label,
+        f"{1000 * mean:.0f}",
+        f"{1000 * max(0.0, low):.0f} to {1000 * high:.0f}",
+        *(f"{1000 * _mean(cells, key):.0f}" for key in ("ttft_p50", "ttft_p95", "ttft_p99")),
+        f"{1000 * _mean(cells, 'tpot_mean'):.1f}",
+        f"{100 * _mean(cells, 'hit_device'):.0f}",
+        f"{100 * _mean(cells, 'hit_host'):.0f}",
+        f"{100 * statistics.fmean(invalid):.1f}" if invalid else "-",
+        "-" if moved is None else f"{moved / 1e9:.2f}",
+        f"{_mean(cells, 'rate'):.2f}",
+        *versus,
+    ]
+
+
+def ratio_of(ours: Cells, theirs: Cells) -> tuple[float, float, float]:
+    """Paired ratio of mean TTFT with its interval."""
+    return figures.ratio(figures.pooled(ours, "ttft_mean"), figures.pooled(theirs, "ttft_mean"))
+
+
+def rows(data: dict[str, Any]) -> list[list[str]]:
+    """One row per working set, load and system; then the ablations, each against the elora beside it."""
+    found = []
+    for (factor, load), group in _groups(data["cells"]).items():
+        reference = group[best_stock(group)]
+        for name, cells in group.items():
+            found.append(_row(f"{factor:g}x {load:g} {name}", cells, reference))
+    for (factor, load), group in _groups(data["ablations"]).items():
+        plain: Cells = []
+        for name, cells in group.items():
+            if name.startswith("elora#"):
+                plain = cells
+            found.append(_row(f"{factor:g}x {load:g} {name} (÷ elora)", cells, plain))
+    return found
+
+
+def differing(data: dict[str, Any]) -> tuple[int, int, list[str]]:
+    """Answers that differ from stock's, over all systems and cells: (different, compared, examples)."""
+    wrong = compared = 0
+    examples: list[str] = []
+    for group in _groups(data["cells"]).values():
+        reference = {cell["repeat"]: cell["answers"] for cell in group["stock"]}
+        for name, cells in group.items():
+            for cell in cells if name != "stock" else []:
+                bad, seen, where = figures.differing(cell["answers"], reference[cell["repeat"]])
+                wrong, compared = wrong + bad, compared + seen
+                examples += [f"{name} {key}" for key in where]
+    return wrong, compared, examples[:10]
+
+
+def aims(data: dict[str, Any]) -> list[reporting.Aim]:
+    """The issue's aims, for every working set and load; those of systems that were not compared are left out."""
+    found = []
+    for (factor, load), group in _groups(data["cells"]).items():
+        where = f"{factor:g}x, load {load:g}"
+        if "elora" in group:
+            value = ratio_of(group["elora"], group[best_stock(group)])[0]
+            name = f"{where}: mean TTFT of elora over the best stock"
+            found.append(reporting.Aim(name, value, AIM_STOCK, value <= AIM_STOCK))
+        if "elora" in group and "hicache" in group:
+            value = ratio_of(group["elora"], group["hicache"])[0]
+            name = f"{where}: mean TTFT of elora over tuned HiCache"
+            found.append(reporting.Aim(name, value, AIM_HICACHE, value <= AIM_HICACHE))
+        for name, cells in group.items():
+            shares = [c["summary"]["invalid_kv"] for c in cells if "invalid_kv" in c["summary"]]
+            if name in STOCK or not shares:
+                continue
+            value = statistics.fmean(shares)
+            if name == "static":
+                aim = f"at least {AIM_STATIC_INVALID:g}"
+                found.append(
+                    reporting.Aim(f"{where}: invalid KV of static", value, aim, value >= AIM_STATIC_INVALID)
+                )
+            else:
+                found.append(reporting.Aim(f"{where}: invalid KV of {name}", value, 0, value == 0))
+    wrong, compared, _ = differing(data)
+    if compared:
+        found.append(reporting.Aim(f"answers that differ from stock's, of {compared}", wrong, 0, wrong == 0))
+    return found
+
+
+def plain(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without single answers, which stay in the cells' files."""
+    wrong, compared, examples = differing(data)
+    drop: Sequence[str] = ("answers", "ttft")
+    return data | {
+        "cells": [{k: v for k, v in c.items() if k not in drop} for c in data["cells"]],
+        "ablations": [{k: v for k, v in c.items() if k not in drop} for c in data["ablations"]],
+        "answers": {"different": wrong, "compared": compared, "examples": examples},
+    }

@@ -1,0 +1,90 @@
+"""Cells on disk, the table and the aims, on invented figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.eval.serving import report
+from elora_sglang.eval.serving.runner import State
+
+MEANS = {"stock": 1.0, "stock-overlap": 0.8, "hicache": 0.5, "static": 0.4, "elora": 0.3}
+
+
+def cells(**changed: Any) -> list[dict[str, Any]]:
+    found = []
+    for repeat in range(3):
+        for name, mean in MEANS.items():
+            figures = {
+                "ttft_mean": mean * (1 + repeat / 10),
+                **dict.fromkeys(("ttft_p50", "ttft_p95", "ttft_p99", "tpot_mean", "rate"), 0.5),
+                "hit_device": 0.4,
+                "hit_host": 0.2,
+            }
+            if name in ("static", "elora"):
+                figures["invalid_kv"] = 0.3 if name == "static" else 0.0
+            found.append(
+                {
+                    "name": name, "system": name, "repeat": repeat, "factor": 2.0, "load": 0.7,
+                    "summary": figures, "answers": {"0/0/0": [1, 2]}, "ttft": [],
+                    "counters": {"moved_load": 10.0, "moved_save": 5.0},
+                }
+                | changed.get(name, {})
+            )  # fmt: skip
+    return found
+
+
+def data(**changed: Any) -> dict[str, Any]:
+    return {"cells": cells(**changed), "ablations": []}
+
+
+def test_the_better_stock_is_the_reference() -> None:
+    aims = {aim.name: aim for aim in report.aims(data())}
+    over = aims["2x, load 0.7: mean TTFT of elora over the best stock"]
+    assert abs(over.value - 0.3 / 0.8) < 1e-9
+    assert over.ok
+    assert abs(aims["2x, load 0.7: mean TTFT of elora over tuned HiCache"].value - 0.6) < 1e-9
+    assert all(aim.ok for aim in aims.values())
+
+
+def test_a_different_answer_misses_an_aim() -> None:
+    aims = report.aims(data(elora={"answers": {"0/0/0": [1, 3]}}))
+    (aim,) = [aim for aim in aims if aim.name.startswith("answers that differ")]
+    assert (aim.value, aim.ok) == (3, False)
+
+
+def test_every_row_has_every_column() -> None:
+    rows = report.rows(data())
+    assert len(rows) == len(MEANS)
+    assert {len(row) for row in rows} == {len(report.HEADER)}
+
+
+def test_the_json_has_no_answers() -> None:
+    text = json.dumps(report.plain(data()))
+    assert json.loads(text)["answers"]["compared"] == 12
+    assert all("answers" not in cell for cell in json.loads(text)["cells"])
+
+
+def test_a_finished_cell_is_not_measured_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def measure() -> dict[str, Any]:
+        calls.append(1)
+        return {"value": len(calls)}
+
+    assert State(tmp_path).cell(("a", 2.0), measure) == {"value": 1}
+    assert State(tmp_path).cell(("a", 2.0), measure) == {"value": 1}
+    assert State(tmp_path).cell(("a", 4.0), measure) == {"value": 2}
+    assert State(tmp_path).has("a", 4.0)
+
+
+def test_a_cell_that_failed_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("planted")
+
+    try:
+        State(tmp_path).cell(("a",), fail)
+    except RuntimeError:
+        pass
+    assert not State(tmp_path).has("a")
