@@ -42,6 +42,7 @@ class _Run:
         workload: Workload,
         names: Sequence[str],
         gap: float,
+        spread: float,
         until: float,
         seed: str,
         vocab: int,
@@ -80,7 +81,7 @@ class _Run:
             tokens += turn.user
             hints = None
             if self.hints:
-                hints = {"session": key, "session_end": at + 1 == len(session.turns)}
+                hints = {"session_id": key, "session_end": at + 1 == len(session.turns)}
             job = client.Job(tuple(tokens), self.names[session.adapter], turn.answer_tokens, params=hints)
             sent = self.now()
             try:
@@ -134,7 +135,8 @@ def chat(
     """Serve ``workload`` for ``warmup + seconds`` at ``rate`` turns a second at most; what was sent after the warm-up.
 
     The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
-    cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is asked less.
+    cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is
+    asked less.
     ``sample`` is called every so many seconds in a thread of its own. Raises RuntimeError when a request fails.
     """
     run = _Run(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from elora_sglang.eval.serving import report
 from elora_sglang.eval.serving.runner import State
 
@@ -83,8 +85,6 @@ def test_a_cell_that_failed_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> dict[str, Any]:
         raise RuntimeError("planted")
 
-    try:
+    with pytest.raises(RuntimeError, match="planted"):
         State(tmp_path).cell(("a",), fail)
-    except RuntimeError:
-        pass
     assert not State(tmp_path).has("a")
