@@ -1,23 +1,24 @@
-"""What a client may say about its session. A wrong hint costs speed, never correctness."""
+"""What a request says about the session it belongs to: hints that save time and never change a result."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-_LONGEST_ID = 256
-_LONGEST_WAIT_S = 7 * 24 * 3600.0
+#: Longest session id in characters; it is kept in memory for as long as its session is cached.
+MAX_SESSION_CHARACTERS = 256
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hints:
-    """Hints of one request.
+    """Session hints of one request; the defaults say nothing.
 
     Attributes:
-        session: the client's name of the session; requests with the same name belong together.
-        session_end: no request of this session will follow.
-        expect_return_s: the next request of this session is expected about so many seconds after this one's end.
+        session: id that the requests of one conversation share.
+        session_end: the conversation ends with this request's answer.
+        expect_return_s: seconds after this request's answer in which the next one of the conversation is expected.
     """
 
     session: str | None = None
@@ -25,33 +26,34 @@ class Hints:
     expect_return_s: float | None = None
 
 
-def parse_hints(mapping: Mapping[str, object] | None) -> Hints:
-    """Hints out of a request's custom parameters; other keys belong to somebody else and are ignored.
-
-    Keys: ``session_id``, ``session_end``, ``expect_return_s``. ``None`` means not given.
+def parse_hints(parameters: Mapping[str, Any]) -> Hints:
+    """Hints among a request's custom parameters; other keys belong to others and are ignored. Pure.
 
     Raises:
-        ValueError: one line that names the key and what it must be.
+        ValueError: a hint of the wrong type or range, in one line that names it.
     """
-    if mapping is None:
-        return Hints()
-    session = mapping.get("session_id")
-    if session is not None and (not isinstance(session, str) or not 0 < len(session) <= _LONGEST_ID):
-        raise ValueError(f"session_id must be a text of 1 to {_LONGEST_ID} characters, got {_shown(session)}")
-    end = mapping.get("session_end")
+    session = parameters.get("session_id")
+    if session is not None and (
+        not isinstance(session, str) or not 0 < len(session) <= MAX_SESSION_CHARACTERS
+    ):
+        raise ValueError(
+            f"session_id must be a string of 1 to {MAX_SESSION_CHARACTERS} characters, got {_short(session)}"
+        )
+    end = parameters.get("session_end")
     if end is not None and not isinstance(end, bool):
-        raise ValueError(f"session_end must be true or false, got {_shown(end)}")
-    wait = mapping.get("expect_return_s")
-    if wait is not None:
-        if isinstance(wait, bool) or not isinstance(wait, int | float) or not math.isfinite(wait):
-            raise ValueError(f"expect_return_s must be a number of seconds, got {_shown(wait)}")
-        if not 0 <= wait <= _LONGEST_WAIT_S:
-            raise ValueError(f"expect_return_s must be from 0 to {_LONGEST_WAIT_S:.0f} seconds, got {wait!r}")
+        raise ValueError(f"session_end must be true or false, got {_short(end)}")
+    expected = parameters.get("expect_return_s")
+    if expected is not None:
+        number = isinstance(expected, int | float) and not isinstance(expected, bool)
+        if not number or not 0 <= expected < math.inf:
+            raise ValueError(
+                f"expect_return_s must be a number of seconds, 0 or more, got {_short(expected)}"
+            )
         if end:
-            raise ValueError("session_end and expect_return_s contradict each other; give one of them")
-    return Hints(session, bool(end), None if wait is None else float(wait))
+            raise ValueError("session_end and expect_return_s contradict each other; send one of them")
+    return Hints(session, bool(end), None if expected is None else float(expected))
 
 
-def _shown(value: object) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 40 else text[:37] + "..."

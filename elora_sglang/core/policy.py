@@ -171,9 +171,8 @@ class BasePolicy(abc.ABC):
     dependency = True
     lora_share = LORA_SHARE
 
-    def __init__(self) -> None:
-        self.view: PolicyView = UnboundView()
-        self._largest_adapter = 0
+    view: PolicyView = UnboundView()
+    _largest_adapter = 1
 
     def bind(self, view: PolicyView) -> None:
         """Keep the view for later."""
@@ -193,7 +192,6 @@ class BasePolicy(abc.ABC):
 
     def fixed_side(self, need: Kind, used_by_adapters: int) -> Kind:
         """The side that is over its fixed share, or would be once the room that is needed is filled."""
-        self._largest_adapter = max(self._largest_adapter, 1)
         incoming = self._largest_adapter if need == "adapter" else 0
         budget = self.lora_share * self.view.device_slots
         return "adapter" if used_by_adapters + incoming > budget else "kv"

@@ -1,0 +1,21 @@
+"""Eq. 3-6 of the ELORA paper, read as they are meant: per byte, a time unit of minutes, Eq. 4 with the right sign."""
+
+from __future__ import annotations
+
+from elora_sglang.core.retain_eval import RetainEval
+
+
+class Paper(RetainEval):
+    """Eq. 6 corrected: cost per byte, ``sigmoid(-t / tau)``, an adapter counts more while there are too few.
+
+    tau is 300 s, about twice the median gap between the turns of a conversation. Low_lora counts waiting requests.
+    """
+
+    tau_s = 300.0
+    per_byte = True
+    sign = 1
+
+
+def create() -> Paper:
+    """A fresh policy."""
+    return Paper()

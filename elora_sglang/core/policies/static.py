@@ -1,0 +1,28 @@
+"""The control: a fixed share of the device for adapters, LRU on each side, no dependency between the two.
+
+An adapter may leave while KV computed under it stays; that KV is invalid (it serves nobody) until the adapter is back.
+"""
+
+from __future__ import annotations
+
+from elora_sglang.core.node import Kind, Node
+from elora_sglang.core.policy import BasePolicy
+
+
+class Static(BasePolicy):
+    """LRU per kind; room is taken from the side that is over its share. ``lora_share`` is settable."""
+
+    dependency = False
+
+    def priority(self, node: Node) -> float:
+        """The tick of the last touch."""
+        return node.last_tick
+
+    def side(self, need: Kind, used_by_adapters: int) -> Kind | None:
+        """Always the side that is over its share."""
+        return self.fixed_side(need, used_by_adapters)
+
+
+def create() -> Static:
+    """A fresh control."""
+    return Static()
