@@ -62,9 +62,13 @@ class _Run:
             self.started = time.perf_counter()
             await asyncio.gather(*(self._lane(http, number) for number in range(len(self.workload.lanes))))
 
+    async def _sleep(self, seconds: float) -> None:
+        """As long, but not beyond the end of the run."""
+        await asyncio.sleep(max(0.0, min(seconds, self.until - self.now())))
+
     async def _lane(self, http: aiohttp.ClientSession, lane: int) -> None:
         rng = random.Random(f"start/{self.seed}/{lane}")
-        await asyncio.sleep(rng.random() * self.spread)
+        await self._sleep(rng.random() * self.spread)
         for number, session in enumerate(self.workload.lanes[lane]):
             if not await self._session(http, f"{lane}/{number}", session):
                 return
@@ -75,7 +79,7 @@ class _Run:
         for at in range(session.skip, len(session.turns)):
             turn = session.turns[at]
             if at > session.skip:
-                await asyncio.sleep(turn.think * self.gap)
+                await self._sleep(turn.think * self.gap)
             if self.now() >= self.until:
                 return False
             tokens += turn.user
@@ -103,8 +107,8 @@ class _Run:
             )
             tokens += answer.output_ids
         # The next user comes a mean gap after this one left.
-        await asyncio.sleep(self.gap * random.Random(f"next/{self.seed}/{key}").random())
-        return True
+        await self._sleep(self.gap * random.Random(f"next/{self.seed}/{key}").random())
+        return self.now() < self.until
 
 
 async def _watched(run: _Run, sample: Callable[[], Any] | None, every: float) -> list[Any]:
