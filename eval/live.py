@@ -10,6 +10,8 @@ stopped, caches emptied in between, what was sent during the warm-up dropped. Ev
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from elora_sglang.eval import reporting
@@ -95,6 +97,8 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
+    # Ended from outside, it still takes its servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = settings(args)
     data = comparison.Comparison(chosen).run()
     return reporting.finish(
