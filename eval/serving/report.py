@@ -27,7 +27,7 @@ HEADER = (
     "95 % interval",
 )
 AIM_STOCK, AIM_HICACHE, AIM_STATIC_INVALID = 0.45, 0.70, 0.20
-MOVED = ("moved_load", "moved_save", "elora.transfers.bytes_load", "elora.transfers.bytes_save")
+MOVED = ("moved_load", "moved_save", "elora.loaded_bytes", "elora.saved_bytes")
 
 Cells = list[dict[str, Any]]
 
@@ -68,12 +68,8 @@ def _mean(cells: Cells, key: str) -> float:
 
 def moved_bytes(cells: Cells) -> float | None:
     """Mean bytes a cell that crossed the link, both directions; None where the server does not tell."""
-    sums = [[c["counters"][k] for k in c["counters"] if _is_moved(k)] for c in cells]
+    sums = [[c["counters"][key] for key in MOVED if key in c["counters"]] for c in cells]
     return statistics.fmean(sum(s) for s in sums) if all(sums) else None
-
-
-def _is_moved(key: str) -> bool:
-    return key in MOVED or (key.startswith("elora.") and "bytes" in key and ("load" in key or "save" in key))
 
 
 def _row(label: str, cells: Cells, reference: Cells | None) -> list[str]:
