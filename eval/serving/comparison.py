@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval import reporting, server
 from elora_sglang.eval.serving import capacity, chat, model, profile, runner, systems
 from elora_sglang.integration.config import TERMS
 
@@ -69,9 +70,7 @@ class Comparison:
         s = self.settings
         if not model.complete(s.folder, self.budget.adapters):
             reporting.progress(f"writing the model and {self.budget.adapters} adapters to {s.folder}")
-            from elora_sglang.eval import server
-
-            command = [server.sys.executable, "-m", "elora_sglang.eval.serving.model"]
+            command = [sys.executable, "-m", "elora_sglang.eval.serving.model"]
             status, text = server.run(
                 [*command, str(s.folder), str(self.budget.adapters)], log=s.state / "model.log", timeout=900
             )

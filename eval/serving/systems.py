@@ -160,17 +160,8 @@ def require_hooks(system: System, info: dict, link_gbps: float) -> None:
     else:
         if "elora" not in state:
             raise RuntimeError(f"{system.key}: the server does not report that it runs with --elora")
-        seen = float(_deep(state["elora"], "link_gbps", link_gbps))
+        if "link_gbps" not in state["elora"]:
+            raise RuntimeError(f"{system.key}: the server reports no host tier, hence no link")
+        seen = float(state["elora"]["link_gbps"])
     if abs(seen - link_gbps) > 1e-5:
         raise RuntimeError(f"{system.key}: its link has {seen} GB/s, the comparison's {link_gbps}")
-
-
-def _deep(tree: dict, key: str, default: float) -> float:
-    if key in tree:
-        return float(tree[key])
-    for value in tree.values():
-        if isinstance(value, dict):
-            found = _deep(value, key, float("nan"))
-            if found == found:
-                return found
-    return default

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.full
 
 PROMPT, COUNT, LINK_GBPS = 500, 6, 0.05
 FLAGS = (
-    *("--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "3", "--max-lora-rank", "64"),
+    *(
+        "--enable-lora",
+        "--lora-backend",
+        "torch_native",
+        "--max-loras-per-batch",
+        "3",
+        "--max-lora-rank",
+        "64",
+    ),
     *("--dtype", "float32", "--max-total-tokens", "1600", "--max-running-requests", "4"),
     *("--enable-hierarchical-cache", "--hicache-ratio", "4"),
     *("--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"),

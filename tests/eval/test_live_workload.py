@@ -168,3 +168,11 @@ def test_only_the_first_different_answer_of_a_session_counts() -> None:
     ours = {"0/0/0": [1], "0/0/1": [2], "0/0/2": [3], "1/0/0": [4]}
     theirs = {"0/0/0": [1], "0/0/1": [9], "0/0/2": [9], "1/0/0": [4]}
     assert statistics.differing(ours, theirs) == (1, 3, ["0/0/1"])
+
+
+def test_elora_without_its_link_is_refused() -> None:
+    system = systems.make("elora", None, budget(), Path("m"), 0.1)
+    systems.require_hooks(system, {"internal_states": [{"elora": {"link_gbps": 0.1}}]}, 0.1)
+    for state in ({}, {"elora": {}}, {"elora": {"link_gbps": 0.0}}):
+        with pytest.raises(RuntimeError, match="elora: "):
+            systems.require_hooks(system, {"internal_states": [state]}, 0.1)
