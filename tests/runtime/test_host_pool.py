@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_a_layer_is_contiguous_and_nothing_overlaps() -> None:
             rows = host.byte_rows(layer, stream)
             assert rows.is_contiguous() and rows.data_ptr() % 16 == 0
             edges.append((rows.data_ptr(), rows.data_ptr() + rows.numel()))
-    assert all(end == begin for (_, end), (begin, _) in zip(edges, edges[1:], strict=False))
+    assert all(end == begin for (_, end), (begin, _) in pairwise(edges))
     assert edges[-1][1] - edges[0][0] == host.nbytes
 
 
@@ -99,8 +100,9 @@ def test_random_use_against_a_set(page: int) -> None:
             held.append(got)
     for slots in held:
         host.free(slots)
+    assert host._runs._length == {0: 64}, "all runs joined again"
     whole = host.alloc(host.num_slots)
-    assert whole is not None and whole.tolist() == list(range(host.num_slots)), "all runs joined again"
+    assert whole is not None and whole.tolist() == list(range(host.num_slots))
 
 
 def test_wrong_frees_change_nothing() -> None:
