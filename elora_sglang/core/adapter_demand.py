@@ -73,7 +73,7 @@ class AdapterDemand:
         self.__init__(self._half_life_s)  # type: ignore[misc]
 
     def _faded(self, use: tuple[float, float], now: float) -> float:
-        return use[0] * 2.0 ** (-(now - use[1]) / self._half_life_s)
+        return use[0] * math.pow(2.0, -(now - use[1]) / self._half_life_s)
 
     def use(self, adapter: str | None, now: float) -> None:
         """Count one use of the adapter (``None``: the base model)."""
@@ -102,8 +102,3 @@ class AdapterDemand:
         for node in self.resident.take():
             if score(node):
                 view.reprioritize(node)
-
-
-def log2_ratio(part: float, whole: float) -> float:
-    """log2(part / whole), each at least 1: how many doublings ``part`` is above ``whole``."""
-    return math.log2(max(part, 1.0) / max(whole, 1.0))

@@ -121,6 +121,7 @@ class ResidentTree(TreeStructure):
         node.host = True
         node.parent.host_children += 1
         self.host_size += node.size
+        self.reprioritize(node)  # what has a host copy is cheaper to lose
 
     def _leave_host(self, node: Node) -> Any:
         """Take the host slots of a host leaf; returns their payload."""

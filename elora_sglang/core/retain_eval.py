@@ -3,8 +3,8 @@
 ``Eval_i = LoRA_Eval_i * cost_i * visit_i * (1 - sigmoid(t_i))``. Its logarithm splits: with ``x = t / tau``,
 ``log(1 - sigmoid(x)) = -log(1 + e^x) = -x - log(1 + e^-x)``. The first part only moves all nodes down together as time
 passes, so ``+t_last / tau`` takes its place without changing the order; the second lies between -log 2 and 0 and
-rises with age. Priorities that rise need no re-scoring (see ``Candidates``): the order is exact up to the steps in which
-the second part is evaluated, and nothing underflows at any age.
+rises with age. Priorities that rise need no re-scoring (see ``Candidates``): the order is exact up to the steps in
+which the second part is evaluated, and nothing underflows at any age.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ class RetainEval(BasePolicy):
         """Counts the adapter's share of use."""
         if node.kind == "adapter":
             self._demand.use(node.key, self.view.now)
+
+    def on_split(self, upper: Node, lower: Node) -> None:
+        """A smaller node costs less."""
+        self.view.reprioritize(lower)
 
     def on_evict(self, node: Node) -> None:
         """An adapter leaves the turn."""

@@ -263,6 +263,7 @@ class TieredTree(ResidentTree):
                 self._reap(node)
             else:
                 self._offer(node)
+                self.reprioritize(node)  # what became clean is cheaper to lose
         self._compact()
         return Ended(victims, host_victims)
 

@@ -126,6 +126,7 @@ class Arc(BasePolicy):
         ghosts = self._b2 if node.mark == "twice" else self._b1
         self._out(node)
         node.mark = None
+        self.view.reprioritize(node)  # its host copy, if any
         if not node.size or node.doomed:
             return
         ghosts.add(ghost_key(node, self.view.page_size), node.size)

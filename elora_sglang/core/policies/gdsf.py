@@ -9,8 +9,8 @@ from elora_sglang.core.policy import BasePolicy
 class Gdsf(BasePolicy):
     """Ages by inflation: L rises to every victim's H, and a node takes the L of its last use.
 
-    Cost is the cheapest way back in seconds (load, recompute, or file), as of the last use; size in bytes. The unit of H
-    is one nanosecond per KiB. ``mark``: H.
+    Cost is the cheapest way back in seconds (load, recompute, or file), as of the last use; size in bytes. The unit
+    of H is one nanosecond per KiB. ``mark``: H.
     """
 
     def __init__(self) -> None:

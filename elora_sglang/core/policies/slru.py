@@ -61,6 +61,7 @@ class Slru(BasePolicy):
         if self._protected.pop(node.id, None) is not None:
             self._size -= node.size
         node.mark = None
+        self.view.reprioritize(node)  # its host copy, if any
 
     def on_reset(self) -> None:
         """Both segments are empty."""

@@ -1,0 +1,118 @@
+"""What policy ``elora`` knows of one node, and the figures it is built on."""
+
+from __future__ import annotations
+
+import math
+
+from elora_sglang.core.costs import Costs
+from elora_sglang.core.node import Node
+from elora_sglang.core.return_predictor import Question
+
+#: Half-life H of uses: about twice the median gap between the turns of a conversation.
+HALF_LIFE_S = 300.0
+
+#: Hinted returns are looked at in steps of so many seconds; nothing is expected sooner than that.
+STEP_S = 10.0
+
+#: Session name of nodes that more than one session used.
+SHARED = ""
+
+#: Below every other priority, above minus infinity: where ended sessions go.
+BOTTOM = -1e9
+
+_LN2 = math.log(2.0)
+
+#: In place of a figure that is not known.
+NEVER = -math.inf
+
+
+class State:
+    """Mark of one node.
+
+    Attributes:
+        weight, used: uses ``w`` with half-life H, as of second ``used``, the last one.
+        start: tokens before the node (KV).
+        clean_bits, dirty_bits, host_bits: log2 of the seconds per byte that keeping saves: device with and without
+            a host copy behind it, host.
+        floor: an adapter is at least as probable as the KV below it: the largest such figure.
+        extra: an adapter's bits for waiting requests and for too few adapters on the device.
+        expected, expected_until: second of a hinted return, and until when it is waited for; 0: none.
+        bias: bits by the return predictor since the last use.
+        ended: a hint said that only an ended session needs it.
+        session: the one session that used it, ``SHARED``, or ``None`` when unknown.
+        question: what the return predictor was asked about the node and has not been told.
+    """
+
+    __slots__ = (
+        "bias",
+        "clean_bits",
+        "dirty_bits",
+        "ended",
+        "expected",
+        "expected_until",
+        "extra",
+        "floor",
+        "host_bits",
+        "question",
+        "session",
+        "start",
+        "used",
+        "weight",
+    )
+
+    def __init__(self, weight: float, used: float) -> None:
+        self.weight = weight
+        self.used = used
+        self.start = 0
+        self.clean_bits = self.dirty_bits = self.host_bits = 0.0
+        self.floor = NEVER
+        self.extra = self.bias = self.expected = self.expected_until = 0.0
+        self.ended = False
+        self.session: str | None = None
+        self.question: Question | None = None
+
+    def copy(self) -> State:
+        """The same figures for the other half of a split node; the question stays with the original."""
+        other = State(self.weight, self.used)
+        for name in self.__slots__:
+            if name != "question":
+                setattr(other, name, getattr(self, name))
+        return other
+
+    def use(self, now: float) -> None:
+        """One use more at second ``now``; hints and predictions about it have been answered."""
+        self.weight = 1.0 + self.weight * math.pow(2.0, -(now - self.used) / HALF_LIFE_S)
+        self.used = now
+        self.expected = self.expected_until = self.bias = 0.0
+        self.ended = False
+
+    def price(self, node: Node, costs: Costs) -> None:
+        """Seconds per byte that keeping ``node`` saves, by today's costs: the cheapest way back if it goes."""
+        if not node.size:
+            return
+        size = node.size * costs.slot_bytes
+        load = costs.load_s(node.size)
+        if node.kind == "kv":
+            again = costs.recompute_s(self.start, node.size)
+            clean, dirty = min(load, again), again
+        else:
+            clean, dirty = load, load + costs.disk_s(node.size)
+        self.clean_bits = math.log2(clean / size)
+        self.dirty_bits = math.log2(dirty / size)
+        self.host_bits = math.log2(max(dirty - clean, 1e-3 * dirty) / size)
+
+    def probability_bits(self, frequency: bool, recency: bool, now: float) -> float:
+        """log2 of how soon a use is expected at second ``now``; only differences between nodes mean anything.
+
+        ``log2(w) + t_last / H``: as w fades with half-life H, this order never changes by waiting. w uses stand for
+        a rate of ``w * ln 2 / H``, so a return expected in r seconds counts like ``H / (r * ln 2)`` uses; that
+        rises with time, in steps of :data:`STEP_S`, which an eviction heap that only looks at its lowest can bear.
+        """
+        own = (math.log2(self.weight) if frequency else 0.0) + self.bias
+        if recency:
+            own += self.used / HALF_LIFE_S
+        if self.expected_until:
+            today = now // STEP_S * STEP_S
+            hinted = math.log2(HALF_LIFE_S / _LN2 / max(self.expected - today, STEP_S))
+            own = max(own, hinted + (today / HALF_LIFE_S if recency else 0.0))
+        return max(own, self.floor)

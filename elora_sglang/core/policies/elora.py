@@ -1,0 +1,303 @@
+"""ELORA's own score: for KV and adapters alike, the seconds that keeping a byte is expected to save.
+
+``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / H)`` at every use, H = 300 s.
+The way back of a node with a complete host copy is the load, of KV without one its recomputing, of an adapter
+without one its file; on the host a copy is worth what it saves over doing without. An adapter is never less probable
+than the KV below it; it counts more while requests wait for it, and while fewer adapters are on the device
+than a batch needs (Low_lora). Counts survive eviction as ghosts. Session hints, and a predictor of return where it has
+proved itself, raise or lower the tail of a session that nobody else uses.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+from elora_sglang.core.adapter_demand import AdapterDemand
+from elora_sglang.core.elora_state import BOTTOM, HALF_LIFE_S, SHARED, State
+from elora_sglang.core.ghosts import Ghost, GhostKey, GhostList, ghost_key
+from elora_sglang.core.hints import Hints
+from elora_sglang.core.node import Node
+from elora_sglang.core.policy import BasePolicy, PolicyView
+from elora_sglang.core.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
+
+#: A hinted return is waited for this share longer, and so many seconds.
+SLACK, SLACK_S = 0.25, 10.0
+
+#: Bits of an adapter that waiting requests need, and most bits for too few adapters on the device.
+WAITING_BITS, MOST_PRESSURE_BITS = 3.0, 3.0
+
+#: Most bits by which the predictor lowers and raises.
+LEAST_BIAS, MOST_BIAS = -6.0, 2.0
+
+#: Nodes at the end of a session's path that a hint or a prediction moves.
+TAIL = 64
+
+#: A host copy of what the device has too is worth half: it is needed only once the device has let go of it.
+RESIDENT_DISCOUNT = 1.0
+
+
+class Elora(BasePolicy):
+    """Value density for both kinds and both tiers. ``mark``: a :class:`State`.
+
+    Costs are taken at a node's own events, so refined costs reach a node with its next use. An adapter's bits for
+    waiting requests and pressure are scored again in turn, a slice a tick.
+    """
+
+    def __init__(self) -> None:
+        self._demand = AdapterDemand(HALF_LIFE_S)
+        self._ghosts = GhostList()
+        self._predictor = ReturnPredictor()
+        self._asked: dict[GhostKey, Question] = {}
+        self._expected: list[tuple[float, int, Node]] = []
+        self._sessions = False
+        self._switch(frozenset())
+
+    def bind(self, view: PolicyView) -> None:
+        """Keeps the view and the terms that are switched off."""
+        super().bind(view)
+        self._switch(view.without)
+
+    def _switch(self, without: frozenset[str]) -> None:
+        self._frequency, self._recency = "frequency" not in without, "recency" not in without
+        self._cost, self._pressure = "cost" not in without, "pressure" not in without
+        self._hints, self._predict = "hints" not in without, "predictor" not in without
+        self._remember = "ghosts" not in without
+
+    # -- the score ----------------------------------------------------------------------------------
+
+    def priority(self, node: Node) -> float:
+        """Expected seconds saved per byte on the device, in bits."""
+        state = self._state(node)
+        bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
+        if self._cost:
+            bits += state.clean_bits if node.clean else state.dirty_bits
+        return bits if not state.ended else BOTTOM + bits
+
+    def host_priority(self, node: Node) -> float:
+        """Expected seconds saved per byte on the host, in bits."""
+        state = self._state(node)
+        bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
+        if self._cost:
+            bits += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
+        return bits if not state.ended else BOTTOM + bits
+
+    def _state(self, node: Node) -> State:
+        state: State | None = node.mark
+        if state is None:
+            state = node.mark = self._fresh(node)
+        return state
+
+    def _fresh(self, node: Node) -> State:
+        ghost = None
+        state = State(1.0, self.view.now)
+        if len(self._ghosts) or self._asked:
+            key = ghost_key(node, self.view.page_size)
+            ghost = self._ghosts.recall(key)
+            question = self._asked.pop(key, None)
+            if question is not None:
+                self._predictor.returned(question, self.view.now)
+        if ghost is not None:
+            state = State(ghost.weight, ghost.last_use)
+            state.use(self.view.now)
+        above = node.parent
+        if node.kind == "kv" and above is not None and above.kind == "kv":
+            state.start = self._state(above).start + above.size
+        state.price(node, self.view.costs)
+        return state
+
+    def _change(self, node: Node, state: State, before: tuple[float, float]) -> None:
+        """After a change that may have lowered ``node``: its adapter keeps up, its entries follow."""
+        if node.kind == "kv" and node.adapter is not None and node.adapter.size and not state.ended:
+            above = self._state(node.adapter)
+            above.floor = max(
+                above.floor, state.probability_bits(self._frequency, self._recency, self.view.now)
+            )
+        if self.priority(node) < before[0] or self.host_priority(node) < before[1]:
+            self.view.reprioritize(node)
+
+    def _both(self, node: Node) -> tuple[float, float]:
+        return self.priority(node), self.host_priority(node)
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def on_insert(self, node: Node) -> None:
+        """A new node takes up its ghost; an adapter joins the turn."""
+        super().on_insert(node)
+        if node.kind == "adapter" and node.size:
+            self._demand.resident.add(node)
+        state = self._state(node)
+        before = self._both(node)
+        state.price(node, self.view.costs)
+        if node.kind == "adapter":
+            self._score_adapter(node)
+        self._change(node, state, (before[0], before[1] + RESIDENT_DISCOUNT))
+
+    def on_use(self, node: Node) -> None:
+        """Counts the use; what was hinted or predicted about it has come true."""
+        now, state = self.view.now, self._state(node)
+        before = self._both(node)
+        state.use(now)
+        state.price(node, self.view.costs)
+        if node.kind == "adapter":
+            self._demand.use(node.key, now)
+        if state.question is not None:
+            self._predictor.returned(state.question, now)
+            state.question = None
+        self._change(node, state, before)
+
+    def on_split(self, upper: Node, lower: Node) -> None:
+        """Both halves keep the figures. A question goes with the larger part of the text it was asked about."""
+        state = self._state(lower)
+        before = self._both(lower)
+        upper.mark = above = state.copy()
+        state.start = above.start + upper.size
+        above.price(upper, self.view.costs)
+        state.price(lower, self.view.costs)
+        if state.question is not None and 4 * lower.size <= upper.size:
+            above.question, state.question = state.question, None
+        if state.expected_until:
+            heapq.heappush(self._expected, (state.expected_until, upper.id, upper))
+        self._change(lower, state, before)
+
+    def on_evict(self, node: Node) -> None:
+        """An adapter leaves the turn."""
+        if node.kind == "adapter":
+            self._demand.resident.discard(node)
+            self._state(node).extra = 0.0
+            self.view.reprioritize(node)
+
+    def on_drop(self, node: Node) -> None:
+        """The counts stay behind as a ghost, and so does an open question."""
+        state, question = self._state(node), self._state(node).question
+        if node.kind == "adapter" and not node.doomed:
+            if not self._remember:
+                node.mark = None
+            return  # else its node stays in the tree, with the counts
+        key = ghost_key(node, self.view.page_size) if self._remember or question is not None else (None, b"")
+        if self._remember:
+            self._ghosts.remember(key, Ghost(state.weight, state.used))
+        if question is None or not question.open or node.parent is None:
+            return
+        above = node.parent
+        if above.kind == "kv" and len(above.children) == 1 and self._state(above).question is None:
+            self._state(above).question = question  # the session would come back by this node now
+            return
+        self._asked[key] = question
+        if len(self._asked) > MOST_QUESTIONS:
+            del self._asked[next(iter(self._asked))]
+
+    def on_finish(self, node: Node, hints: Hints) -> None:
+        """The end of a turn: who used the path, and will anybody use its tail again?"""
+        if node.kind != "kv" or node.parent is None:
+            return
+        if self._hints:
+            self._own(node, hints.session)
+            if hints.session_end:
+                for one in self._tail(node, hints.session):
+                    self._set(one, ended=True)
+                return
+            if hints.expect_return_s is not None:
+                self._expect(node, hints)
+                return
+        if self._predict:
+            self._ask(node, hints.session if self._hints else None)
+
+    def _own(self, node: Node, session: str | None) -> None:
+        if session is None and not self._sessions:
+            return
+        self._sessions = True
+        name, one = session or SHARED, node
+        while one.kind == "kv":
+            state = self._state(one)
+            state.session = name if state.session in (None, name) else SHARED
+            if one.parent is None:
+                return
+            one = one.parent
+
+    def _tail(self, node: Node, session: str | None) -> list[Node]:
+        """The nodes at the end of the path that only this session used, deepest first.
+
+        Without a name: up to the first node with another branch, or used by more requests than the next turn.
+        """
+        tail: list[Node] = []
+        below: Node | None = None
+        while node.kind == "kv" and len(tail) < TAIL and len(node.children) <= (below is not None):
+            state = self._state(node)
+            if session is not None and state.session != session:
+                break
+            if session is None and below is not None and node.visits > below.visits + 1:
+                break
+            tail.append(node)
+            if node.parent is None:
+                break
+            below, node = node, node.parent
+        return tail
+
+    def _set(self, node: Node, *, ended: bool = False, bias: float = 0.0) -> None:
+        state, before = self._state(node), self._both(node)
+        state.ended, state.bias = ended, bias
+        self._change(node, state, before)
+
+    def _expect(self, node: Node, hints: Hints) -> None:
+        now, wait = self.view.now, hints.expect_return_s or 0.0
+        until = now + wait * (1.0 + SLACK) + SLACK_S
+        for one in self._tail(node, hints.session):
+            state, before = self._state(one), self._both(one)
+            state.expected, state.expected_until, state.ended = now + wait, until, False
+            heapq.heappush(self._expected, (until, one.id, one))
+            self._change(one, state, before)
+
+    def _ask(self, node: Node, session: str | None) -> None:
+        state, adapter = self._state(node), node.adapter
+        key = None if adapter is None else adapter.key
+        tail = self._tail(node, session)
+        turns = 1 + tail[-1].visits if tail else 1
+        if state.question is None or not state.question.open:
+            state.question = self._predictor.ask(key, turns, self.view.now)
+        predicted = self._predictor.predict(key, turns)
+        if predicted is not None:
+            ratio = max(predicted, 1e-3) / max(self._predictor.base_rate, 1e-3)
+            bias = min(max(math.log2(ratio), LEAST_BIAS), MOST_BIAS)
+            for one in tail:
+                self._set(one, bias=bias)
+
+    def on_tick(self) -> None:
+        """Demand for adapters, adapters in turn, hints and questions whose time is up: bounded slices of each."""
+        now = self.view.now
+        self._demand.tick(self.view)
+        self._demand.rescore(self.view, self._score_adapter)
+        self._predictor.expire(now)
+        for _ in range(256):
+            if not self._expected or self._expected[0][0] >= now:
+                break
+            until, _, node = heapq.heappop(self._expected)
+            state: State | None = node.mark
+            if state is not None and state.expected_until == until and node.parent is not None:
+                before = self._both(node)
+                state.expected = state.expected_until = 0.0
+                self._change(node, state, before)
+
+    def _score_adapter(self, node: Node) -> bool:
+        """An adapter's bits for waiting requests and pressure; whether they fell."""
+        state, bits = self._state(node), 0.0
+        if self._pressure:
+            waiting = self.view.waiting_for(node.key)
+            if waiting:
+                bits += WAITING_BITS + math.log2(waiting)
+            low, there = self._demand.low_lora, max(self.view.resident_adapters() - 1, 1)
+            bits += min(max(math.log2(max(low, 1.0) / there), 0.0), MOST_PRESSURE_BITS)
+        fell, state.extra = bits < state.extra, bits
+        return fell
+
+    def on_reset(self) -> None:
+        """Only what was learned about returns stays."""
+        self._demand.clear()
+        self._ghosts.clear()
+        self._asked.clear()
+        self._expected.clear()
+
+
+def create() -> Elora:
+    """A fresh policy."""
+    return Elora()
