@@ -1,0 +1,237 @@
+"""The manager against a runtime without a model: right bytes, right books, the same decisions on replay."""
+
+from __future__ import annotations
+
+import os
+import random
+from array import array
+
+import pytest
+from manager_runtime import COSTS, Runtime, TuplePayloads
+
+from elora_sglang.core.actions import Free, Load, Read, Save
+from elora_sglang.core.manager import CacheManager, SwapSettings
+from elora_sglang.core.policy import policy_names
+from elora_sglang.core.trace import Recorder, main, replay
+
+SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+
+
+def live(policy: str, steps: int, *, page: int = 1, faults: float = 0.0, **settings: object) -> Runtime:
+    name = f"{SEED}/{policy}/{page}/{faults}/{sorted(settings)}"
+    print(f"seed {name}; repeat with ELORA_TREE_SEED={SEED}")
+    chosen = SwapSettings(**{"host_slots": 900 * page, **settings})  # type: ignore[arg-type]
+    runtime = Runtime(random.Random(name), policy, chosen, page=page, device=400 * page, faults=faults)
+    for step in range(steps):
+        runtime.step()
+        if step % 11 == 0:
+            runtime.check()
+    return runtime
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_a_life_under_each_policy_serves_the_right_bytes(policy: str) -> None:
+    runtime = live(policy, 1200)
+    assert runtime.served > 200 and runtime.hits > 1000
+
+
+@pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize("faults", [0.0, 0.1])
+def test_a_long_life_moves_everything_and_loses_nothing(page: int, faults: float) -> None:
+    runtime = live("lru", 5000, page=page, faults=faults)
+    counts = runtime.manager.counters()
+    least = {"queue_loads": 100, "backups": 100, "demotions": 100, "reads": 6, "host_evictions": 100}
+    assert all(counts[name] >= count for name, count in least.items()), counts
+    assert counts["failed"] == 0 or faults
+    assert faults == 0.0 or counts["failed"] > 50
+
+
+@pytest.mark.parametrize("off", ["queue_prefetch", "idle_prefetch", "backup", "guard"])
+def test_each_part_can_be_switched_off(off: str) -> None:
+    counts = live("lru", 1500, **{off: False}).manager.counters()
+    counter = {"queue_prefetch": "queue_loads", "idle_prefetch": "idle_loads", "backup": "backups"}.get(off)
+    assert counter is None or counts[counter] == 0
+
+
+def test_without_a_host_nothing_is_copied() -> None:
+    runtime = live("lru", 1500, host_slots=0)
+    assert not any(isinstance(action, Load | Save | Read) for action in runtime.actions)
+    assert all(v.fate == "dropped" for a in runtime.actions if isinstance(a, Free) for v in a.victims)
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_a_recorded_life_replays_to_the_same_decisions(policy: str, tmp_path: object) -> None:
+    lines: list[str] = []
+    runtime = Runtime(random.Random(SEED), policy, SwapSettings(host_slots=900), faults=0.03)
+    # From the start: register was called before, so a fresh runtime's manager is recorded instead.
+    fresh = CacheManager(1, 400, policy, TuplePayloads(), SwapSettings(host_slots=900), COSTS)
+    Recorder(fresh, lines.append)
+    runtime.manager = fresh
+    for key, size in runtime.sizes.items():
+        fresh.register(key, size)
+    for _ in range(800):
+        runtime.step()
+    result = replay(lines)
+    assert result.mismatch is None and result.events > 3000
+
+
+def test_a_changed_line_is_noticed(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    lines: list[str] = []
+    manager = CacheManager(1, 100, "lru", TuplePayloads(), SwapSettings(), COSTS)
+    Recorder(manager, lines.append)
+    manager.register("a", 3)
+    manager.insert(manager.tree.base, array("q", [1, 2]), None, (1, 2))
+    manager.evict(1)
+    file = tmp_path / "trace"
+    file.write_text("\n".join(lines) + "\n")
+    assert main([str(file)]) == 0 and "both managers decide as recorded" in capsys.readouterr().out
+    file.write_text("\n".join(lines).replace("dropped", "demoted") + "\n")
+    assert main([str(file)]) == 1 and "event 3 (evict)" in capsys.readouterr().out
+    file.write_text("{}")
+    assert main([str(file)]) == 2 and "cannot be replayed" in capsys.readouterr().err
+
+
+class Small:
+    """A manager with adapter a (4 slots) on the host and KV 0..9 of it, all there and clean, off the device."""
+
+    def __init__(self, **settings: object) -> None:
+        self.manager = CacheManager(
+            1,
+            100,
+            "lru",
+            TuplePayloads(),
+            SwapSettings(host_slots=200, **settings),
+            COSTS,  # type: ignore[arg-type]
+        )
+        self.next = 1000
+        self.a = self.adapter("a")
+        self.prompt(self.a, range(10))
+        self.demote_all()
+
+    def adapter(self, key: str):  # type: ignore[no-untyped-def]
+        node = self.manager.register(key, 4)
+        self.manager.place_on_host(node, self.slots(4))
+        return node
+
+    def slots(self, count: int) -> tuple[int, ...]:
+        self.next += count
+        return tuple(range(self.next - count, self.next))
+
+    def prompt(self, adapter, tokens):  # type: ignore[no-untyped-def]
+        if not adapter.resident:
+            self.manager.make_resident(adapter, self.slots(adapter.size))
+        key = array("q", tokens)
+        return self.manager.insert(adapter, key, None, self.slots(len(key)), len(key)).node
+
+    def demote_all(self) -> None:
+        tree = self.manager.tree
+        for node in list(tree.kv_nodes()):
+            if not node.host:
+                transfer = tree.begin_save(node)
+                self.manager.saved(transfer.id, [self.slots(one.size) for one in transfer.nodes])
+                tree.end_transfer(transfer.id)
+        tree.evict(10**6)
+
+    def load(self, action: Load) -> None:
+        self.manager.loaded(action.transfer, [self.slots(item.size) for item in action.items])
+
+    def loads(self, actions):  # type: ignore[no-untyped-def]
+        found = [action for action in actions if isinstance(action, Load)]
+        for action in found:
+            self.load(action)
+        return found
+
+
+def test_a_waiting_request_gets_its_adapter_and_kv_at_the_next_tick() -> None:
+    small = Small()
+    small.manager.enqueue("r", "a", array("q", range(8)))
+    (load,) = small.loads(small.manager.tick(1.0, 100))
+    assert [(item.kind, item.size) for item in load.items] == [("adapter", 4), ("kv", 8)]
+    assert (load.why, load.rid) == ("queue", "r")
+
+
+def test_loads_start_in_queue_order_and_never_take_what_an_earlier_request_needs() -> None:
+    small = Small(idle_prefetch=False)
+    b = small.adapter("b")
+    small.prompt(b, range(100, 110))
+    small.demote_all()
+    small.manager.enqueue("first", "a", array("q", range(10)))
+    small.manager.enqueue("second", "b", array("q", range(100, 110)))
+    (load,) = small.loads(small.manager.tick(1.0, 14))  # room for one of them
+    assert load.rid == "first"
+    assert (
+        small.manager.tick(2.0, 0, [(load.transfer, True)]) == []
+    )  # the rest would cost the first its prefix
+    small.manager.started("first", small.manager.tree.match(small.a, array("q", range(10)), peek=True).node)
+    actions = small.manager.tick(3.0, 0)
+    assert isinstance(actions[0], Free) and [load.rid for load in small.loads(actions)] == ["second"]
+
+
+def test_what_was_loaded_for_a_request_outlives_others_until_it_ran() -> None:
+    small = Small(backup=False)
+    other = small.prompt(small.manager.tree.base, range(50, 60))
+    small.manager.enqueue("r", "a", array("q", range(10)))
+    (load,) = small.loads(small.manager.tick(1.0, 90))
+    small.manager.tick(2.0, 76, [(load.transfer, True)])
+    small.manager.match(small.manager.tree.base, array("q", range(50, 60)))  # the most recent of all
+    (free,) = small.manager.evict(5)
+    assert isinstance(free, Free) and [victim.node_id for victim in free.victims] == [other.id]
+
+
+def test_an_adapter_that_is_only_a_file_is_read_first() -> None:
+    small = Small(idle_prefetch=False)
+    small.manager.register("c", 6)
+    small.manager.enqueue("r", "c", array("q", [1, 2]))
+    (read,) = small.manager.tick(1.0, 100)
+    assert read == Read(read.transfer, "c", 6)
+    assert small.manager.ready("r")  # nothing runs: admission may as well wait for it itself
+    small.manager.saved(read.transfer, [small.slots(6)])
+    (load,) = small.loads(small.manager.tick(2.0, 100, [(read.transfer, True)], running=1))
+    assert [item.key for item in load.items] == ["c"]
+
+
+def test_a_request_waits_for_a_far_load_only_while_others_run() -> None:
+    small = Small()
+    small.manager.enqueue("r", "a", array("q", range(10)))
+    small.loads(small.manager.tick(1.0, 100, running=1))
+    assert not small.manager.ready("r")  # 14 ms of copies, 1 ms of prefill to hide them
+    small.manager.tick(1.02, 86, running=1)
+    assert small.manager.ready("r")
+    small.manager.tick(1.0, 86, running=0)
+    assert small.manager.ready("r") and small.manager.ready("nobody")
+
+
+def test_a_file_that_cannot_be_read_is_not_asked_for_again_and_holds_nobody_back() -> None:
+    small = Small(idle_prefetch=False)
+    small.manager.register("c", 6)
+    small.manager.enqueue("r", "c", array("q", [1, 2]))
+    (read,) = small.manager.tick(1.0, 100, running=1)
+    small.manager.failed(read.transfer)
+    assert small.manager.tick(2.0, 100, running=1) == [] and small.manager.ready("r")
+
+
+def test_idle_prefetch_stops_at_the_watermark_and_for_any_waiting_request() -> None:
+    small = Small(idle_watermark=0.5)
+    assert small.loads(small.manager.tick(1.0, 50)) == []  # half of it is used
+    loads = small.loads(small.manager.tick(2.0, 100))
+    assert [load.why for load in loads] == ["idle"]
+    busy = Small(idle_watermark=0.5)
+    busy.manager.enqueue("r", None, array("q", [7]))
+    assert busy.loads(busy.manager.tick(1.0, 100)) == []
+
+
+def test_new_kv_is_backed_up_below_an_adapter_on_the_host() -> None:
+    small = Small(idle_prefetch=False)
+    node = small.prompt(small.a, range(20, 25))
+    (save,) = small.manager.tick(1.0, 80)
+    assert isinstance(save, Save) and [item.node_id for item in save.items] == [node.id]
+    small.manager.saved(save.transfer, [small.slots(5)])
+    small.manager.tick(2.0, 80, [(save.transfer, True)])
+    assert node.clean and node.resident
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="idle <= busy"):
+        SwapSettings(busy_watermark=0.5, idle_watermark=0.6)
+    with pytest.raises(ValueError, match="at least 0"):
+        SwapSettings(host_slots=-1)
