@@ -10,8 +10,9 @@ what it needs is set aside from the pass's budget: whoever is behind runs in wha
 everything that ends makes room for it. In queue order (``--schedule-policy fcfs``, SGLang's default) no request
 waits for ever; policies that reorder the queue by cached prefix may starve cold prompts, as stock does.
 
-A load is a synchronous copy until the swapper arrives, so one pass makes at most ``MAX_LOADS`` of them: that is
-what a base-model request in the same pass may wait.
+What the host has starts moving when a request is queued, and admission does not wait for it: the forward does, layer
+by layer. A request whose copy is far from done is passed over while others can run. An adapter that only its file has
+is read here at the latest, which blocks, so one pass reads at most ``MAX_LOADS`` of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult, PrefillAdder
 
+from elora_sglang.integration.adapter_files import AdapterError
 from elora_sglang.integration.radix_cache import EloraRadixCache
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 #: Admissions that may overtake one request that waits for room for its adapter.
 MAX_OVERTAKES = 64
 
-#: Adapters that one prefill pass may load.
+#: Adapters that one prefill pass may load from their files.
 MAX_LOADS = 2
 
 #: Attribute on a request: how many admissions have overtaken it since it last ran.
@@ -51,12 +53,24 @@ class EloraPrefillAdder(PrefillAdder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.blocked: Req | None = None
+        #: Whether this pass passed over a request whose copy is far from done.
+        self.passed_over: bool = False
         self._loads = 0
-        self.tree_cache.current_adder = self
+        cache = self.tree_cache
+        runs = self.running_batch is not None and bool(self.running_batch.reqs)
+        before = cache.begin_pass(self)
+        # Nothing ran since the last pass, because it passed over all it saw: waiting in the forward is better.
+        self._patient = runs or before is None or not before.passed_over or bool(before.can_run_list)
 
-    def may_consider(self, lora_id: str | None) -> bool:
-        """Whether a request of this adapter may be looked at behind a blocked one. Mutates nothing."""
-        return self.blocked is None or self.tree_cache.adapter_node(lora_id).resident
+    def may_consider(self, req: Req) -> bool:
+        """Whether ``req`` may be looked at now: not before what it needs is near, nor its adapter before a
+        blocked request's. Mutates only ``passed_over``.
+        """
+        cache = self.tree_cache
+        if self._patient and cache.tier is not None and not cache.manager.ready(req.rid):
+            self.passed_over = True
+            return False
+        return self.blocked is None or cache.adapter_node(req.lora_id).resident
 
     def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
         """Admit ``req`` or say why not; loads its adapter first when it fits. Mutates pool and tree."""
@@ -66,6 +80,7 @@ class EloraPrefillAdder(PrefillAdder):
         if verdict is None:
             verdict = super().add_one_req(req, has_chunked_req, truncation_align_size)
         if len(self.can_run_list) > admitted:
+            self.tree_cache.admitted(req)
             setattr(req, _OVERTAKEN, 0)
             if self.blocked is not None:
                 setattr(self.blocked, _OVERTAKEN, getattr(self.blocked, _OVERTAKEN, 0) + 1)
@@ -90,7 +105,8 @@ class EloraPrefillAdder(PrefillAdder):
         """Make the request's adapter resident; a verdict when the request cannot be admitted now."""
         if self.prefill_max_requests is not None and len(self.can_run_list) >= self.prefill_max_requests:
             return AddReqResult.OTHER
-        if self.blocked is not None or self._loads >= MAX_LOADS:
+        at_hand = node.clean  # a copy from the host blocks nobody
+        if self.blocked is not None or (self._loads >= MAX_LOADS and not at_hand):
             return AddReqResult.CONTINUE  # the room or the time belongs to an earlier request
         new_tokens = max(req.sampling_params.max_new_tokens - len(req.output_ids), 0)
         need = (
@@ -101,9 +117,14 @@ class EloraPrefillAdder(PrefillAdder):
             + self.per_req_token_overhead
         )
         # The same strict comparison as PrefillBudget.check_prefill, which will see `node.size` less.
-        if need < self.memory_budget.remaining_total and self.tree_cache.load_adapter(node):
-            self._loads += 1
-            return None
+        if need < self.memory_budget.remaining_total:
+            try:
+                if self.tree_cache.load_adapter(node):
+                    self._loads += not at_hand
+                    return None
+            except AdapterError as error:
+                give_up(req, str(error), status=error.status_code)
+                return AddReqResult.CONTINUE
         self.blocked = req
         if getattr(req, _OVERTAKEN, 0) >= MAX_OVERTAKES:
             self.memory_budget.total_offset += need
@@ -112,6 +133,8 @@ class EloraPrefillAdder(PrefillAdder):
     def _nothing_will_end(self) -> bool:
         """Whether no request holds anything that could be waited for: only pinned adapters are protected."""
         if self.can_run_list or (self.running_batch is not None and self.running_batch.reqs):
+            return False
+        if self.tree_cache.driver.busy:
             return False
         tree = self.tree_cache.tree
         pinned = sum(node.size for node in tree.adapters() if node.pinned and node.resident)
@@ -157,7 +180,7 @@ def can_schedule_lora_req(
     if scheduler.lora_drainer and not scheduler.lora_drainer.can_schedule(req):
         return False
     assert cache.current_adder is not None  # set when this pass's adder was built
-    return cache.current_adder.may_consider(req.lora_id)
+    return cache.current_adder.may_consider(req)
 
 
 def init_req_max_new_tokens(original: Callable[..., None], scheduler: Scheduler, req: Req) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from elora_sglang.integration.auditor_host import HostAudit
+
 if TYPE_CHECKING:
     from elora_sglang.integration.radix_cache import EloraRadixCache
 
@@ -59,12 +61,21 @@ class Auditor:
     def __post_init__(self) -> None:
         rows = self.cache.token_to_kv_pool_allocator.size + self.cache.page_size
         self._ledger = torch.full((rows,), _UNKNOWN, dtype=torch.int32)
+        self.host = HostAudit(self.cache)
 
     # -- the ledger -------------------------------------------------------------------------------
 
     def record(self, slots: torch.Tensor, lora_id: str | None) -> None:
         """Note that the KV in ``slots`` was computed under ``lora_id`` (``None``: base). Mutates the ledger."""
         self._ledger[slots.cpu().long()] = self._number(lora_id)
+
+    def saved(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """The slots ``device`` are being copied to ``host``. Mutates the host's ledger."""
+        self.host.ledger[host] = self._ledger[device.cpu().long()]
+
+    def loaded(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """The host slots are being copied to ``device``. Mutates the ledger."""
+        self._ledger[device.cpu().long()] = self.host.ledger[host]
 
     def _number(self, lora_id: str | None) -> int:
         if lora_id is None:
@@ -88,6 +99,7 @@ class Auditor:
             "audits": self.audits,
             "audit_faults": self.faults,
             "audit_adapters_compared": self.adapters_compared,
+            "audit_copies_compared": self.host.copies_compared,
         }
 
     # -- the audit --------------------------------------------------------------------------------
@@ -100,6 +112,7 @@ class Auditor:
             *self._requests(running),
             *self._adapters(),
             *self._kv_without_adapter(running),
+            *(Fault(kind, text) for kind, text in self.host.audit()),
         ]
         self._expected = {uid: b for uid, b in self._expected.items() if uid in self.cache.weights.resident}
         self.audits += 1
@@ -138,7 +151,8 @@ class Auditor:
         for slots in cache.weights.resident.values():
             claim(slots.cpu().long())
         for node in cache.tree.kv_nodes():
-            claim(node.payload.cpu().long())
+            if node.resident:
+                claim(node.payload.cpu().long())
         for req in running:
             slots = self._private_slots(req)
             claim(slots)
@@ -171,7 +185,10 @@ class Auditor:
                 yield Fault("adapter-unclaimed", f"{lora_id} holds slots but has no resident node")
             elif node is not None and not torch.equal(node.payload.cpu().sort().values, slots.cpu()):
                 yield Fault("adapter-moved", f"{lora_id}: tree and LoRA pool name different slots")
-            if self.check_bytes and not self.cache.tree.has_doomed(lora_id):  # its file may be gone already
+            arriving = node is not None and node.transfer in self.cache.driver.loading
+            if (
+                self.check_bytes and not arriving and not self.cache.tree.has_doomed(lora_id)
+            ):  # its file may be gone already
                 self.adapters_compared += 1
                 found, expected = weights.read_bytes(lora_id), self._file_bytes(lora_id)
                 if not torch.equal(found, expected):
@@ -189,6 +206,8 @@ class Auditor:
     def _kv_without_adapter(self, running: list[Any]) -> Iterable[Fault]:
         resident = self.cache.weights.resident
         for node in self.cache.tree.kv_nodes():
+            if not node.resident:
+                continue
             computed_under = {int(n) for n in self._ledger[node.payload.cpu().long()].unique()}
             adapter = self.cache.tree.adapter_of(node)
             expected = self._number(adapter.key)
@@ -196,7 +215,7 @@ class Auditor:
                 names = sorted(self._name(n) for n in computed_under)
                 yield Fault("kv-misplaced", f"node {node.id} of {adapter.key} holds KV of {names}")
             for number in computed_under - {_BASE, _UNKNOWN}:
-                if self._names[number] not in resident:
+                if self.cache.tree.policy.dependency and self._names[number] not in resident:
                     yield Fault("kv-invalid", f"node {node.id}: KV of {self._names[number]}, not resident")
 
 

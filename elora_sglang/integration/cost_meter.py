@@ -7,6 +7,7 @@ decisions, as part of a tick.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from elora_sglang.core.costs import Costs
 
@@ -59,7 +60,7 @@ class CostMeter:
 
         ``load_bytes_s``, ``save_bytes_s``: the links as measured, ``None`` when unknown.
         """
-        now: dict[str, float] = {}
+        now: dict[str, Any] = {}
         if self._prefill[0] > 0:
             now["prefill_token_s"] = self._prefill[0] / self._prefill[1]
         if self._disk[0] > 0:

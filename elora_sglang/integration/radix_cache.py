@@ -11,26 +11,31 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
     BasePrefixCache,
+    CacheRequestHandle,
     DecLockRefParams,
     DecLockRefResult,
     EvictParams,
     EvictResult,
     IncLockRefResult,
+    InitLoadBackParams,
     MatchPrefixParams,
     MatchResult,
 )
 
+from elora_sglang.core.costs import Costs
+from elora_sglang.core.manager import Action, Load
 from elora_sglang.core.node import Node
-from elora_sglang.core.policy import create_policy
-from elora_sglang.core.tree import DependencyTree, Victim
-from elora_sglang.integration import config, verify
+from elora_sglang.integration import config, host_tier, session_hints, verify
+from elora_sglang.integration.adapter_files import AdapterError
 from elora_sglang.integration.auditor import Auditor
+from elora_sglang.integration.cost_meter import CostMeter
+from elora_sglang.integration.swap_driver import CacheStats, SwapDriver
+from elora_sglang.integration.ticks import TickSource
 from elora_sglang.runtime.slots import SlotPayloads
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
     from elora_sglang.integration.admission import EloraPrefillAdder
+    from elora_sglang.integration.host_tier import HostTier
     from elora_sglang.integration.lora_pool import EloraLoRAMemoryPool
 
 
@@ -54,13 +60,21 @@ def create(ctx: TreeCacheBuildContext) -> EloraRadixCache:
     if ctx.params.enable_kv_cache_events:
         raise SystemExit("elora: --kv-events-config is not supported with --elora; remove it.")
     runner = ctx.tp_worker.model_runner
-    return EloraRadixCache(
+    weights = runner.lora_manager.memory_pool
+    stream = getattr(runner, "forward_stream", None)
+    tier = host_tier.build(settings, weights.pool, ctx.params.token_to_kv_pool_allocator.size, stream)
+    cache = EloraRadixCache(
         ctx.params,
-        weights=runner.lora_manager.memory_pool,
-        policy=settings.policy,
-        forward_stream=getattr(runner, "forward_stream", None),
+        weights=weights,
+        settings=settings,
+        tier=tier,
+        forward_stream=stream,
         audit_interval=settings.audit_interval,
     )
+    if tier is not None:
+        runner.token_to_kv_pool.register_layer_transfer_counter(tier)
+    EloraRadixCache.serving = cache
+    return cache
 
 
 def _namespace(extra_key: str | None, cache_salt: str | None) -> Hashable:
@@ -75,40 +89,198 @@ class EloraRadixCache(BasePrefixCache):
     Args:
         params: SGLang's construction arguments (pools, page size, metrics switch).
         weights: the LoRA memory pool whose adapters live in slots of this cache's allocator.
-        policy: name of an eviction policy in :mod:`elora_sglang.core.policies`.
+        settings: ELORA's flags: the policy, the swapper's watermarks, the trace.
+        tier: the host tier; ``None`` without one.
         forward_stream: CUDA stream of model forwards; adapter loads are ordered behind it.
         audit_interval: audit the pool every so many scheduler ticks; 0 switches the auditor off.
     """
 
     disable = False
+    #: The cache that this scheduler process serves from; for hooks that get no scheduler.
+    serving: ClassVar[EloraRadixCache | None] = None
 
     def __init__(
         self,
         params: CacheInitParams,
         *,
         weights: EloraLoRAMemoryPool,
-        policy: str = "lru",
+        settings: config.EloraConfig | None = None,
+        tier: HostTier | None = None,
         forward_stream: Any = None,
         audit_interval: int = 0,
     ) -> None:
+        settings = settings if settings is not None else config.EloraConfig()
         self.req_to_token_pool = params.req_to_token_pool
         self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
         self.page_size = params.page_size
         self.is_eagle = params.is_eagle
         self.weights = weights
+        self.tier = tier
+        self.policy_name = settings.policy
         self.device = self.token_to_kv_pool_allocator.device
         self._forward_stream = forward_stream
         self._no_slots = torch.empty((0,), dtype=torch.int64, device=self.device)
         self._payloads = SlotPayloads()
-        self.tree = DependencyTree(self.page_size, create_policy(policy), self._payloads)
+        self.manager = host_tier.build_manager(
+            settings,
+            tier,
+            self._payloads,
+            page_size=self.page_size,
+            slots=self.token_to_kv_pool_allocator.size,
+        )
+        self.tree = self.manager.tree
+        self.stats = CacheStats()
+        rank, ranks = host_tier.ranks()
+        self.recorder = host_tier.record(self.manager, settings.trace_out, rank)
+        self.meter = (
+            CostMeter(self.manager.costs, fixed_links=tier is None or tier.link is not None)
+            if rank == 0
+            else None
+        )
+        self.driver = SwapDriver(
+            self.manager,
+            self.token_to_kv_pool_allocator,
+            weights,
+            tier,
+            self.stats,
+            self._order_behind_forward,
+            self.meter,
+        )
+        self._follower = rank > 0
+        self.ticks = TickSource(self.driver.finished, self._new_costs, shared=ranks > 1)
+        if tier is not None:
+            weights.store.bind(tier.host)
+            weights.layer_fence = tier.wait_until
         self._matched_adapter: Node = self.tree.base
         self._id_lengths: set[int] = set()
-        #: The prefill pass in progress; set by EloraPrefillAdder.
+        self._seen_adapters: set[str] = set()
+        #: Loads that the batch uses which is being formed.
+        self._fenced: set[int] = set()
+        #: Tokens that were copied from the host for a request before it was admitted.
+        self._fetched: dict[str, int] = {}
+        #: The prefill pass in progress.
         self.current_adder: EloraPrefillAdder | None = None
-        self.stats = CacheStats()
         self.auditor = Auditor(self, interval=audit_interval) if audit_interval else None
+        self.driver.auditor = self.auditor
         if params.enable_metrics:
             self.init_metrics_collector()
+
+    def _new_costs(self) -> Costs | None:
+        if self.meter is None:
+            return None
+        load, save = (None, None) if self.tier is None else self.tier.bandwidths()
+        return self.meter.news(load, save)
+
+    # -- the life of a request ------------------------------------------------------------------
+
+    def tick(self, running: int, waiting: bool) -> None:
+        """Once per scheduler iteration: what finished is booked, what the swapper decides is started."""
+        for tick in self.ticks.due():
+            self._place_new_adapters()
+            self.driver.settle(tick.finished, follower=self._follower)
+            actions = self.manager.tick(
+                tick.now,
+                self.token_to_kv_pool_allocator.available_size(),
+                finished=list(tick.finished),
+                costs=tick.costs,
+                running=running,
+            )
+            self._note_prefetches(actions)
+            self.driver.execute(actions)
+        self.ticks.busy = self.driver.busy or bool(running) or waiting
+
+    def _place_new_adapters(self) -> None:
+        """Adapters that SGLang has just loaded go from its CPU tensors into the host pool, or back to their files."""
+        if self.tier is None:
+            return
+        loaded = self.weights.manager.loras.keys()
+        if loaded == self._seen_adapters:
+            return
+        self._seen_adapters = set(loaded)
+        for lora_id in self.weights.store.in_memory():
+            node = self.adapter_node(lora_id)
+            slots = None if node.host else self.tier.host.alloc(node.size)
+            if slots is None:
+                self.weights.store.drop_cpu_tensors(lora_id)
+                continue
+            self.weights.store.read_into_host(lora_id, slots)
+            self.manager.place_on_host(node, slots)
+
+    def _note_prefetches(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Load) and action.rid is not None:
+                tokens = sum(item.size for item in action.items if item.kind == "kv")
+                self._fetched[action.rid] = self._fetched.get(action.rid, 0) + tokens
+
+    def enqueued(self, req: Req) -> None:
+        """The request waits from now on; what it needs may start moving at the next tick."""
+        lost = req.lora_id is not None and not self.weights.is_loaded(req.lora_id)
+        if lost or req.to_finish is not None:
+            return
+        adapter = self.adapter_node(req.lora_id)
+        req.refresh_fill_ids()
+        ids = req.full_untruncated_fill_ids
+        if req.positional_embed_overrides is not None:
+            ids = array("q")  # such a request shares no KV (Req.init_next_round_input)
+        tokens = ids[: max(len(ids) - 1, 0)]
+        space = _namespace(req.extra_key, req.cache_salt)
+        self._fetched.pop(req.rid, None)
+        self.manager.enqueue(req.rid, adapter.key, tokens, space, hints=session_hints.of(req))
+
+    def admitted(self, req: Req) -> None:
+        """The request runs: its use counts, its guards go, its forward waits for what it still needs."""
+        node: Node = req.last_node
+        self.manager.started(req.rid, node)
+        fetched = min(self._fetched.pop(req.rid, 0), max(req.prefix_len - req.host_loaded_length, 0))
+        if fetched:
+            # As SGLang reports host hits: tokens of the prefix that a copy from the host brought.
+            req.host_hit_length += fetched
+            req.host_loaded_length += fetched
+        if not req.retracted_stain:
+            self.stats.tokens_host += req.host_loaded_length
+            self.stats.tokens_device += req.prefix_len - req.host_loaded_length
+            self.stats.tokens_computed += len(req.full_untruncated_fill_ids) - req.prefix_len
+        if self.tier is not None and self.driver.loading:
+            self._fenced.update(self.loads_above(node))
+            self.tier.engine.fence(sorted(self._fenced))
+
+    def begin_pass(self, adder: EloraPrefillAdder) -> EloraPrefillAdder | None:
+        """A prefill pass begins, whose batch is fenced by itself; returns the pass before it."""
+        before, self.current_adder = self.current_adder, adder
+        self._fenced.clear()
+        return before
+
+    def loads_above(self, node: Node) -> list[int]:
+        """Loads in flight that bring ``node`` or anything above it, in order of their start."""
+        found = set()
+        while node is not self.tree.root:
+            if node.transfer in self.driver.loading:
+                found.add(node.transfer)
+            node = node.parent  # type: ignore[assignment]  # only the root has none
+        return sorted(found)
+
+    def release_aborted_request(self, handle: CacheRequestHandle) -> None:
+        """A waiting request was aborted: nothing is fetched or kept for it any more."""
+        self._fetched.pop(handle.rid, None)
+        self.manager.forget(handle.rid)
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        """A request gave its row back; one that finished tells the policy whether to expect its return."""
+        node: Node | None = req.last_node
+        if req.finished() and node is not None and node.parent is not None:
+            self.manager.finished(req.rid, node, session_hints.of(req))
+
+    def host_state(self) -> dict[str, Any]:
+        """The host tier for ``/server_info``: sizes in slots, bytes moved, bytes per second."""
+        if self.tier is None:
+            return {"host_slots": 0}
+        return {
+            "host_slots": self.tier.host.num_slots,
+            "host_free_slots": self.tier.host.available,
+            "host_used_by_tree": self.tree.host_size,
+            "transfers_in_flight": len(self.tree.transfers),
+            **self.tier.state(),
+        }
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -119,40 +291,50 @@ class EloraRadixCache(BasePrefixCache):
         node = self.tree.adapter(lora_id)
         if node is None:
             self._id_lengths.add(len(lora_id))
-            node = self.tree.register_adapter(
+            node = self.manager.register(
                 lora_id, self.weights.slots_needed(lora_id), pinned=self.weights.is_pinned(lora_id)
             )
         return node
 
     def load_adapter(self, node: Node) -> bool:
-        """Give a non-resident adapter its slots and write its weights there. Mutates pool and tree.
+        """Give a non-resident adapter its slots and bring its weights there. Mutates pool and tree.
 
-        Evicts what it must. Returns False, with nothing changed but evictions, when even that does
-        not free enough; the caller has then promised slots that do not exist.
+        From the host if it is there, else from its file. Evicts what it must. Returns False, with nothing
+        changed but evictions, when even that does not free enough.
+
+        Raises:
+            AdapterError: it has to be read, and its file is gone, broken or has other content.
         """
-        allocator = self.token_to_kv_pool_allocator
-        shortfall = node.size - allocator.available_size()
-        if shortfall > 0:
-            self.evict(EvictParams(num_tokens=shortfall))
-        slots = allocator.alloc(node.size)
+        if node.clean:
+            load = self.manager.load_for(node)
+            if load is not None and self.driver.load(load):
+                return True
+        self.driver.make_room(node.size)
+        slots = self.token_to_kv_pool_allocator.alloc(node.size)
         if slots is None:
             return False
-        slots = slots.to(torch.int64, copy=True)  # alloc returns a view of the whole free list
+        # alloc returns a view of the whole free list; an adapter lies in ascending slots, as its host copy does.
+        slots = slots.to(torch.int64, copy=True).sort().values
         self._order_behind_forward()
-        self.weights.load(node.key, slots)
-        self.tree.make_resident(node, slots)
+        if self.tier is not None:
+            self.tier.engine.settle(slots)  # a save may still read what was evicted a moment ago
+        try:
+            self.weights.load(node.key, slots)
+        except AdapterError:
+            self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)
+            raise
+        self.manager.make_resident(node, slots)
         self.stats.adapter_loads += 1
         self.stats.adapter_slots_loaded += node.size
         return True
 
     def drop_adapter(self, lora_id: str) -> None:
-        """Unload: the whole branch leaves, what is in use as soon as its last request ends.
+        """Unload: the whole branch leaves both tiers, what is in use as soon as its last request ends.
 
         Idempotent; an unknown adapter is no error, because SGLang retries incomplete unloads.
         """
-        node = self.tree.adapter(lora_id)
-        if node is not None:
-            self._release(self.tree.drop_branch(node).victims)
+        if self.tree.adapter(lora_id) is not None:
+            self.driver.execute(self.manager.unregister(lora_id))
 
     def _order_behind_forward(self) -> None:
         # The last launched batch may still write KV into slots that were freed a moment ago: with
@@ -160,31 +342,21 @@ class EloraRadixCache(BasePrefixCache):
         if self._forward_stream is not None and self.weights.on_cuda:
             torch.cuda.current_stream().wait_stream(self._forward_stream)
 
-    def _release(self, victims: list[Victim]) -> int:
-        """Give the victims' slots back to the allocator; returns their number of slots."""
-        freed = 0
-        for victim in victims:
-            if victim.kind == "adapter":
-                self.weights.drop(victim.key, victim.payload)
-                self.stats.adapter_evictions += 1
-            else:
-                self.stats.kv_evictions += 1
-                self.stats.kv_tokens_evicted += victim.size
-            # A payload is whole pages in row order, whatever its owner was.
-            self.token_to_kv_pool_allocator.free_segment(victim.payload, start_pos=0)
-            freed += victim.size
-        return freed
-
     # -- SGLang's contract ----------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget everything. SGLang clears the allocator itself right afterwards, so no slot is freed."""
+        """Forget everything on both tiers, after all copies ended. SGLang clears the allocator right afterwards."""
+        self.driver.drain()
+        self._fetched.clear()
         self.weights.drop_all()
-        self.tree.reset()
+        self.manager.reset()
         self._matched_adapter = self.tree.base
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Longest resident prefix of the request below its adapter; may split a node."""
+        """Longest prefix of the request below its adapter that either tier has; may split a node.
+
+        What is on its way to the device counts as there: the forward waits for it.
+        """
         if params.req is None:
             raise ValueError(
                 "elora: match_prefix without a request cannot know its adapter; "
@@ -197,15 +369,25 @@ class EloraRadixCache(BasePrefixCache):
             return MatchResult(0, self.tree.base, self.tree.base, self.tree.base)
         adapter = self.adapter_node(lora_id)
         self._matched_adapter = adapter
-        match = self.tree.match(
+        match = self.manager.match(
             adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
         )
         return MatchResult(
             device_prefix_len=match.length,
             last_device_node=match.node,
-            last_host_node=match.node,
-            best_match_node=match.node,
+            last_host_node=match.host_node,
+            best_match_node=match.host_node,
+            host_hit_length=match.host_length,
         )
+
+    def init_load_back(self, params: InitLoadBackParams) -> tuple[int, Node] | None:
+        """Start the copy of a request's host-only prefix: all that the match promised, or none of it."""
+        node: Node = params.best_match_node
+        assert params.req is not None
+        load = self.manager.load_for(node) if node.parent is not None and not node.resident else None
+        if load is None or not self.driver.load(load):
+            return 0, params.req.last_node
+        return params.host_hit_length, node
 
     def touch_prefix(self, key: RadixKey) -> None:
         """Refresh the recency of a waiting request's prefix; never changes what is matched.
@@ -218,7 +400,9 @@ class EloraRadixCache(BasePrefixCache):
         named = (self.tree.adapter(extra_key[-size:]) for size in self._id_lengths if size <= len(extra_key))
         adapter = next((node for node in named if node is not None), self.tree.base)
         if adapter.resident:
-            self.tree.match(adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key))
+            self.manager.match(
+                adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
+            )
 
     def root_node_handle(self, extra_key: str | None = None) -> Node:
         """Handle of "no KV matched". SGLang asks right after a match, and means that match."""
@@ -248,12 +432,12 @@ class EloraRadixCache(BasePrefixCache):
         own = row.to(torch.int64, copy=True)
         if self.auditor is not None:
             self.auditor.record(own[kv.cache_protected_len :], req.lora_id)
-        inserted = self.tree.insert(adapter, tokens, space, own, length)
+        inserted = self.manager.insert(adapter, tokens, space, own, length)
         kv.cache_inserted_len = max(kv.cache_inserted_len, length)
         prompt = min(len(req.origin_input_ids), length) // self.page_size * self.page_size
         if 0 < prompt < length:
             # Split at the prompt's end, so that eviction can drop the answer and keep the prompt.
-            self.tree.split_at(adapter, tokens, space, prompt)
+            self.manager.split_at(adapter, tokens, space, prompt)
         start = kv.cache_protected_len
         if inserted.matched > start:
             self.token_to_kv_pool_allocator.free_segment(own[start : inserted.matched], start_pos=start)
@@ -268,20 +452,20 @@ class EloraRadixCache(BasePrefixCache):
     def evict(self, params: EvictParams) -> EvictResult:
         """Free at least ``num_tokens`` slots if unlocked nodes allow it: KV leaves and idle adapters."""
         started = time.perf_counter()
-        freed = self._release(self.tree.evict(params.num_tokens))
+        freed = self.driver.execute(self.manager.evict(params.num_tokens))
         self.update_eviction_metrics(freed, started)
         return EvictResult(num_tokens_evicted=freed)
 
     def inc_lock_ref(self, node: Node) -> IncLockRefResult:
         before = self.tree.evictable_size
-        self.tree.lock(node)
+        self.manager.lock(node)
         return IncLockRefResult(delta=self.tree.evictable_size - before)
 
     def dec_lock_ref(self, node: Node, params: DecLockRefParams | None = None) -> DecLockRefResult:
         before = self.tree.evictable_size
-        self.tree.unlock(node)
+        self.manager.unlock(node)
         delta = self.tree.evictable_size - before
-        self._release(self.tree.collect_doomed())
+        self.driver.execute(self.manager.collect())
         return DecLockRefResult(delta=delta)
 
     def path_device_indices(self, node: Node) -> torch.Tensor:
@@ -300,14 +484,3 @@ class EloraRadixCache(BasePrefixCache):
 
     def pretty_print(self) -> None:
         print(self.tree.render())
-
-
-@dataclass
-class CacheStats:
-    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
-
-    adapter_loads: int = 0
-    adapter_slots_loaded: int = 0
-    adapter_evictions: int = 0
-    kv_evictions: int = 0
-    kv_tokens_evicted: int = 0

@@ -34,7 +34,7 @@ def test_healthy_pool_is_clean(scene: tuple[Harness, SimpleNamespace]) -> None:
     assert kinds(scene) == set()
     harness, _ = scene
     assert harness.cache.auditor.counters() == {
-        "audits": 1, "audit_faults": 0, "audit_adapters_compared": 2,
+        "audits": 1, "audit_faults": 0, "audit_adapters_compared": 2, "audit_copies_compared": 0,
     }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_adapter_slots_given_away(scene: tuple[Harness, SimpleNamespace]) -> Non
 
 def test_overwritten_adapter(scene: tuple[Harness, SimpleNamespace]) -> None:
     harness, _ = scene
-    harness.weights.pool[harness.weights.resident["a" * 32][3], 5] ^= 1
+    harness.pool.byte_rows(1, 0)[harness.weights.resident["a" * 32][3], 5] ^= 1
     assert kinds(scene) == {"adapter-bytes"}
 
 

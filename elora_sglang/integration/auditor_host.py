@@ -1,0 +1,109 @@
+"""The auditor's eye on the host tier: owners of host slots, both tiers' prefixes, and the bytes of the copies."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from elora_sglang.core.node import Node
+
+if TYPE_CHECKING:
+    from elora_sglang.integration.radix_cache import EloraRadixCache
+
+_UNKNOWN = -2
+
+
+@dataclass
+class HostAudit:
+    """Audits the host tier of one cache.
+
+    Keeps its own book of which adapter the KV in every host slot was computed under, and a checksum of every
+    complete copy from the first time it was seen: a copy that changes later is a fault even while the device
+    holds nothing to compare it with.
+    """
+
+    cache: EloraRadixCache
+    copies_compared: int = 0
+    _sums: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tier = self.cache.tier
+        self.ledger = torch.full((0 if tier is None else tier.host.num_slots,), _UNKNOWN, dtype=torch.int32)
+
+    def audit(self) -> Iterable[tuple[str, str]]:
+        """All faults found now as (kind, text). Mutates the checksums and the counter."""
+        yield from self._prefixes()
+        if self.cache.tier is not None:
+            yield from self._owners()
+            yield from self._copies()
+
+    def _prefixes(self) -> Iterable[tuple[str, str]]:
+        tree = self.cache.tree
+        for node in tree.walk():
+            parent = node.parent
+            if parent is None or parent is tree.root:
+                continue
+            if node.resident and not parent.resident and (tree.policy.dependency or parent.kind == "kv"):
+                yield "device-prefix", f"node {node.id} is on the device, its parent {parent.id} is not"
+            if node.host and not parent.host:
+                yield "host-prefix", f"node {node.id} is on the host, its parent {parent.id} is not"
+            if node.kind == "kv" and not node.resident and not node.host:
+                yield "nowhere", f"node {node.id} is in the tree and on neither tier"
+
+    def _owners(self) -> Iterable[tuple[str, str]]:
+        assert self.cache.tier is not None
+        host = self.cache.tier.host
+        owners = torch.zeros(host.num_slots, dtype=torch.int16)
+        for node in self.cache.tree.walk():
+            if node.host_payload is not None and node.size:
+                owners.index_add_(0, node.host_payload, torch.ones(node.size, dtype=torch.int16))
+        used = torch.zeros(host.num_slots, dtype=torch.bool)
+        used[host.used_slots()] = True
+        for kind, bad in (
+            ("host-slot-shared", owners > 1),
+            ("host-slot-lost", used & (owners == 0)),
+            ("host-slot-free", ~used & (owners > 0)),
+        ):
+            if bad.any():
+                yield kind, f"{int(bad.sum())} host slots, for example {bad.nonzero().flatten()[:6].tolist()}"
+        if host.available + int(used.sum()) != host.num_slots:
+            yield (
+                "host-sizes",
+                f"{host.available} free and {int(used.sum())} used of {host.num_slots} host slots",
+            )
+
+    def _copies(self) -> Iterable[tuple[str, str]]:
+        cache, sums = self.cache, {}
+        store = cache.weights.store
+        for node in cache.tree.walk():
+            if not node.size or not node.clean or cache.tree.is_doomed(node):
+                continue
+            self.copies_compared += 1
+            if node.kind == "adapter":
+                found = store.host_bytes(node.key)
+                if node.resident and not torch.equal(found, cache.weights.read_bytes(node.key)):
+                    yield "copy-differs", f"adapter {node.key}: host and device bytes differ"
+            else:
+                found = self._bytes(node, device=False)
+                if node.resident and not torch.equal(found, self._bytes(node, device=True)):
+                    yield "copy-differs", f"node {node.id}: host and device bytes differ"
+            sums[node.id] = (node.size, zlib.crc32(found.numpy().tobytes()))
+            before = self._sums.get(node.id)
+            if before is not None and before[0] == node.size and before != sums[node.id]:
+                yield "copy-changed", f"node {node.id}: its host copy is not what it was"
+        self._sums = sums
+
+    def _bytes(self, node: Node, *, device: bool) -> torch.Tensor:
+        assert self.cache.tier is not None
+        pool = self.cache.weights.pool if device else self.cache.tier.host
+        slots = node.payload if device else node.host_payload
+        rows = [
+            pool.byte_rows(layer, stream)[slots.to(pool.device)].cpu().flatten()
+            for layer in range(pool.num_layers)
+            for stream in (0, 1)
+        ]
+        return torch.cat(rows)

@@ -1,0 +1,331 @@
+"""Executes what the cache manager decides: slots of both tiers, copies between them, files.
+
+The manager says *what*; this class knows *where*: it takes slots from SGLang's allocator and from the host pool,
+starts copies, reads adapters' files, and tells the manager what became of it. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elora_sglang.core.manager import Action, Free, FreeHost, Load, Read, Save
+from elora_sglang.core.node import HostVictim, Victim
+from elora_sglang.runtime.transfers import TransferError
+
+if TYPE_CHECKING:
+    from elora_sglang.core.manager import CacheManager
+    from elora_sglang.integration.auditor import Auditor
+    from elora_sglang.integration.cost_meter import CostMeter
+    from elora_sglang.integration.host_tier import HostTier
+    from elora_sglang.integration.lora_pool import EloraLoRAMemoryPool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CacheStats:
+    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
+
+    adapter_loads: int = 0
+    adapter_slots_loaded: int = 0
+    adapter_evictions: int = 0
+    kv_evictions: int = 0
+    kv_tokens_evicted: int = 0
+    #: Nodes that left the device and stayed on the host.
+    demotions: int = 0
+    adapter_demotions: int = 0
+    #: Nodes that left the device with no other copy in memory.
+    drops: int = 0
+    #: Nodes that left the host.
+    host_evictions: int = 0
+    #: Nodes that came back from the host, by what they came for.
+    load_backs: int = 0
+    adapter_load_backs: int = 0
+    slots_loaded_back: int = 0
+    loads_at_admission: int = 0
+    queue_prefetches: int = 0
+    idle_prefetches_kv: int = 0
+    idle_prefetches_adapter: int = 0
+    #: Nodes copied to the host: ahead of need, and under pressure.
+    backups: int = 0
+    pressure_saves: int = 0
+    adapter_reads: int = 0
+    failed_transfers: int = 0
+    #: Prompt tokens of admitted requests, by where their KV came from.
+    tokens_device: int = 0
+    tokens_host: int = 0
+    tokens_computed: int = 0
+
+
+@dataclass
+class _Reading:
+    transfer: int
+    size: int
+    began: float
+
+
+@dataclass
+class SwapDriver:
+    """Hands and feet of one :class:`CacheManager`.
+
+    Args:
+        manager: decides.
+        allocator: SGLang's allocator of device slots.
+        weights: the LoRA pool, which places adapters.
+        tier: host pool and transfer engine; ``None`` without a host tier.
+        stats: counters to keep.
+        order: orders what comes next on the current stream behind the last launched forward.
+        meter: told how long files took.
+    """
+
+    manager: CacheManager
+    allocator: Any
+    weights: EloraLoRAMemoryPool
+    tier: HostTier | None
+    stats: CacheStats
+    order: Callable[[], None]
+    meter: CostMeter | None = None
+    #: Told of every copy, if there is one.
+    auditor: Auditor | None = None
+    #: Transfers to the device that are in flight, with what they bring.
+    loading: dict[int, Load] = field(default_factory=dict)
+    _saving: set[int] = field(default_factory=set)
+    _reading: dict[str, _Reading] = field(default_factory=dict)
+    _read_outcomes: dict[int, bool] = field(default_factory=dict)
+
+    # -- doing what was decided -------------------------------------------------------------------
+
+    def execute(self, actions: Iterable[Action]) -> int:
+        """Carry out the actions in order; returns the device slots that were freed.
+
+        Mutates both pools and, through its answers, the manager.
+        """
+        freed = 0
+        for action in actions:
+            if isinstance(action, Free):
+                freed += self.release(action.victims)
+            elif isinstance(action, FreeHost):
+                self.release_host(action.victims)
+            elif isinstance(action, Save):
+                self._save(action)
+            elif isinstance(action, Load):
+                self.load(action)
+            else:
+                assert isinstance(action, Read)
+                self._read(action)
+        return freed
+
+    def release(self, victims: Sequence[Victim]) -> int:
+        """Give the victims' device slots back; returns how many. Saved ones are copied out first."""
+        freed = 0
+        for victim in victims:
+            if victim.kind == "adapter":
+                self.weights.drop(victim.key, victim.payload)
+                self.stats.adapter_evictions += 1
+            else:
+                self.stats.kv_evictions += 1
+                self.stats.kv_tokens_evicted += victim.size
+            if victim.fate == "dropped":
+                self.stats.drops += 1
+            else:
+                self.stats.demotions += 1
+                self.stats.adapter_demotions += victim.kind == "adapter"
+            if victim.payload is None:
+                continue
+            if victim.fate == "saved":
+                self._save_under_pressure(victim)
+            # A payload is whole pages in row order, whatever its owner was.
+            self.allocator.free_segment(victim.payload, start_pos=0)
+            freed += victim.size
+        return freed
+
+    def release_host(self, victims: Sequence[HostVictim]) -> None:
+        """Give the victims' host slots back."""
+        for victim in victims:
+            self.stats.host_evictions += 1
+            if victim.kind == "adapter":
+                self.weights.store.drop_host(victim.key)
+            if victim.payload is not None and self.tier is not None:
+                self.tier.host.free(victim.payload)
+
+    def load(self, action: Load) -> bool:
+        """Give the nodes device slots and start their copy; False when that was not possible (undone)."""
+        assert self.tier is not None
+        self.make_room(action.size)
+        slots = self.allocator.alloc(action.size)
+        if slots is None:
+            return self._fail(action.transfer)
+        slots = slots.to(torch.int64, copy=True)  # alloc returns a view of the whole free list
+        parts = list(slots.split([item.size for item in action.items]))
+        # Bytes of an adapter lie in ascending slots, whatever order they were given in.
+        parts = [
+            p.sort().values if i.kind == "adapter" else p for i, p in zip(action.items, parts, strict=True)
+        ]
+        self.manager.loaded(action.transfer, parts)
+        host, device = torch.cat([item.host_payload for item in action.items]), torch.cat(parts)
+        self.order()
+        try:
+            self.tier.engine.load(action.transfer, host, device)
+        except TransferError as error:
+            logger.warning("elora: a copy from the host failed, its content is recomputed: %s", error)
+            return self._fail(action.transfer)
+        for item, part in zip(action.items, parts, strict=True):
+            if item.kind == "adapter":
+                self.weights.adopt(item.key, part)
+        self.loading[action.transfer] = action
+        if self.auditor is not None:
+            self.auditor.loaded(host, device)
+        self._count_load(action)
+        return True
+
+    def _count_load(self, action: Load) -> None:
+        adapters = sum(item.kind == "adapter" for item in action.items)
+        kv = len(action.items) - adapters
+        stats = self.stats
+        stats.load_backs += len(action.items)
+        stats.adapter_load_backs += adapters
+        stats.slots_loaded_back += action.size
+        stats.adapter_loads += adapters
+        stats.adapter_slots_loaded += sum(item.size for item in action.items if item.kind == "adapter")
+        if action.why == "idle":
+            stats.idle_prefetches_kv += kv
+            stats.idle_prefetches_adapter += adapters
+        elif action.why == "queue":
+            stats.queue_prefetches += len(action.items)
+        else:
+            stats.loads_at_admission += len(action.items)
+
+    def make_room(self, need: int) -> None:
+        """Evict until ``need`` device slots are free, as far as anything may go."""
+        shortfall = need - self.allocator.available_size()
+        if shortfall > 0:
+            self.execute(self.manager.evict(shortfall))
+
+    def _host_slots(self, sizes: list[int]) -> list[torch.Tensor] | None:
+        assert self.tier is not None
+        slots = self.tier.host.alloc(sum(sizes))
+        return None if slots is None else list(slots.split(sizes))
+
+    def _save(self, action: Save) -> None:
+        assert self.tier is not None
+        parts = self._host_slots([item.size for item in action.items])
+        if parts is None:
+            self._fail(action.transfer)
+            return
+        self.manager.saved(action.transfer, parts)
+        self._start_save(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))
+        self.stats.backups += len(action.items)
+
+    def _save_under_pressure(self, victim: Victim) -> None:
+        assert self.tier is not None and victim.transfer is not None
+        parts = self._host_slots([victim.size])
+        if parts is None:
+            self._fail(victim.transfer)
+            return
+        self.manager.saved(victim.transfer, parts)
+        if self._start_save(victim.transfer, victim.payload, parts[0]):
+            self.tier.engine.release_after(victim.transfer)
+            self.stats.pressure_saves += 1
+
+    def _start_save(self, transfer: int, device: torch.Tensor, host: torch.Tensor) -> bool:
+        assert self.tier is not None
+        self.order()
+        try:
+            self.tier.engine.save(transfer, device, host)
+        except TransferError as error:
+            logger.warning("elora: a copy to the host failed: %s", error)
+            return self._fail(transfer)
+        self._saving.add(transfer)
+        if self.auditor is not None:
+            self.auditor.saved(device, host)
+        return True
+
+    def _read(self, action: Read) -> None:
+        parts = self._host_slots([action.size])
+        if parts is None:
+            self._fail(action.transfer)
+            return
+        self.manager.saved(action.transfer, parts)
+        try:
+            self.weights.store.start_read(action.key, parts[0])
+        except (KeyError, ValueError) as error:  # unloaded meanwhile, or its old version is still being read
+            logger.warning("elora: an adapter cannot be read into host memory now: %s", error)
+            self._fail(action.transfer)
+            return
+        self._reading[action.key] = _Reading(action.transfer, action.size, time.perf_counter())
+        self.stats.adapter_reads += 1
+
+    def _fail(self, transfer: int) -> bool:
+        self.stats.failed_transfers += 1
+        self.execute(self.manager.failed(transfer))
+        return False
+
+    # -- what became of it ------------------------------------------------------------------------
+
+    def finished(self) -> list[tuple[int, bool]]:
+        """Transfers that ended on this rank since the last call, with their outcome."""
+        if self.tier is None:
+            return []
+        return [*self.tier.engine.poll(), *self._reads_ended(wait=False)]
+
+    def _reads_ended(self, *, wait: bool) -> list[tuple[int, bool]]:
+        assert self.tier is not None
+        ended = []
+        for key, error in self.weights.store.poll_reads(wait=wait):
+            reading = self._reading.pop(key, None)
+            if reading is None:
+                continue
+            ended.append((reading.transfer, error is None))
+            if error is not None:
+                logger.warning("elora: %s", error)
+            elif self.meter is not None:
+                self.meter.read(time.perf_counter() - reading.began, reading.size * self.tier.host.slot_bytes)
+        return ended
+
+    def settle(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
+        """Forget transfers that rank 0 saw end; another rank first waits for its own copy of them.
+
+        Raises:
+            RuntimeError: a copy failed here that succeeded on rank 0: the ranks would decide differently.
+        """
+        for transfer, ok in finished:
+            if follower:
+                mine = self._wait(transfer)
+                if ok and not mine:
+                    raise RuntimeError(f"elora: transfer {transfer} failed on this rank and not on rank 0")
+            self.loading.pop(transfer, None)
+            self._saving.discard(transfer)
+            self.stats.failed_transfers += not ok
+
+    def _wait(self, transfer: int) -> bool:
+        assert self.tier is not None
+        if any(reading.transfer == transfer for reading in self._reading.values()):
+            self._read_outcomes.update(self._reads_ended(wait=True))
+        if transfer in self._read_outcomes:
+            return self._read_outcomes.pop(transfer)
+        return self.tier.engine.wait(transfer)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a copy or a read is in flight."""
+        return bool(self.loading or self._saving or self._reading)
+
+    def drain(self) -> None:
+        """Wait for everything in flight and forget it, as before a flush. The host pool is empty afterwards."""
+        if self.tier is None:
+            return
+        self.tier.engine.drain()
+        self.tier.engine.poll()
+        self.weights.store.drop_all()
+        self.weights.store.poll_reads(wait=True)
+        self._reading.clear()
+        self._read_outcomes.clear()
+        self.loading.clear()
+        self._saving.clear()
+        self.tier.host.clear()
