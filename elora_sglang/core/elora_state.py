@@ -6,7 +6,6 @@ import math
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.node import Node
-from elora_sglang.core.return_predictor import Question
 
 #: Half-life H of uses: about twice the median gap between the turns of a conversation.
 HALF_LIFE_S = 300.0
@@ -40,7 +39,6 @@ class State:
         bias: bits by the return predictor since the last use.
         ended: a hint said that only an ended session needs it.
         session: the one session that used it, ``SHARED``, or ``None`` when unknown.
-        question: what the return predictor was asked about the node and has not been told.
     """
 
     __slots__ = (
@@ -53,7 +51,6 @@ class State:
         "extra",
         "floor",
         "host_bits",
-        "question",
         "session",
         "start",
         "used",
@@ -69,14 +66,12 @@ class State:
         self.extra = self.bias = self.expected = self.expected_until = 0.0
         self.ended = False
         self.session: str | None = None
-        self.question: Question | None = None
 
     def copy(self) -> State:
-        """The same figures for the other half of a split node; the question stays with the original."""
+        """The same figures for the other half of a split node."""
         other = State(self.weight, self.used)
         for name in self.__slots__:
-            if name != "question":
-                setattr(other, name, getattr(self, name))
+            setattr(other, name, getattr(self, name))
         return other
 
     def use(self, now: float) -> None:

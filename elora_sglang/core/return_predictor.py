@@ -1,10 +1,13 @@
 """Will this session come back? A predictor that learns online, and abstains where it has not proved itself.
 
-Every end of a request opens a question: is its last node used again within :data:`HORIZON_S`? Questions fall into
+Every end of a request opens a question: does it go on within :data:`HORIZON_S`? Questions fall into
 buckets: by adapter and number of turns so far, and by number of turns alone. A bucket predicts its own share
 of returns. Before an answer is learned, the prediction made at the time is scored against it (Brier score, the squared
 error), and so is the base rate of all sessions at that time. A bucket acts only when it is calibrated and beats
 the base rate by a margin that chance does not explain. On traffic without structure no bucket does.
+
+Every answer is learned when its horizon is over, a return too: learned at once, returns would come in before the
+"no" of the same minute, and every rate would look too high.
 """
 
 from __future__ import annotations
@@ -15,8 +18,14 @@ from collections import OrderedDict, deque
 #: A session that has not come back after so many seconds counts as ended.
 HORIZON_S = 600.0
 
-#: Answers a bucket needs before it may act, and the answers after which old ones have faded to a third.
-LEAST_ANSWERS, MEMORY = 40.0, 500.0
+#: Answers a bucket needs before it may act.
+LEAST_ANSWERS = 30.0
+
+#: Answers after which an old one has faded to a third: in the rates, and in the scores that judge them.
+MEMORY, SCORE_MEMORY = 500.0, 100.0
+
+#: The base rate counts like so many answers of every bucket.
+PRIOR = 2.0
 
 #: The mean gain in Brier score over the base rate must exceed this, and this many standard errors of it.
 LEAST_GAIN, SIGMAS = 0.02, 3.0
@@ -33,15 +42,15 @@ Bucket = tuple[str | None, int]
 class Score:
     """One bucket's running figures, faded exponentially: answers, returns, predictions and gains."""
 
-    __slots__ = ("answers", "gain", "gain2", "predicted", "returns", "scored")
+    __slots__ = ("answers", "gain", "gain2", "outcomes", "predicted", "returns", "scored")
 
     def __init__(self) -> None:
         self.answers = self.returns = 0.0
-        self.scored = self.predicted = self.gain = self.gain2 = 0.0
+        self.scored = self.predicted = self.outcomes = self.gain = self.gain2 = 0.0
 
     def rate(self, base: float) -> float:
         """Share of returns, drawn towards ``base`` while there are few answers."""
-        return (self.returns + 4.0 * base) / (self.answers + 4.0)
+        return (self.returns + PRIOR * base) / (self.answers + PRIOR)
 
     def learn(self, predicted: float, base: float, returned: bool) -> None:
         """Score what was ``predicted`` (and the ``base`` rate then) against the answer, then take it in."""
@@ -50,7 +59,9 @@ class Score:
         gain = (base - outcome) ** 2 - (predicted - outcome) ** 2
         self.answers = fade * self.answers + 1.0
         self.returns = fade * self.returns + outcome
+        fade = 1.0 - 1.0 / SCORE_MEMORY
         self.scored = fade * self.scored + 1.0
+        self.outcomes = fade * self.outcomes + outcome
         self.predicted = fade * self.predicted + predicted
         self.gain = fade * self.gain + gain
         self.gain2 = fade * self.gain2 + gain * gain
@@ -63,23 +74,24 @@ class Score:
             return False
         mean = self.gain / n
         error = math.sqrt(max(self.gain2 / n - mean * mean, 0.0) / n)
-        bias = abs(self.predicted - self.returns) / n
+        bias = abs(self.predicted - self.outcomes) / n
         return mean > LEAST_GAIN and mean > SIGMAS * error and bias < LARGEST_BIAS
 
 
 class Question:
     """One end of a request that waits for its answer: predictions made then, and when it is too late to return."""
 
-    __slots__ = ("base", "buckets", "deadline", "open", "predicted")
+    __slots__ = ("base", "buckets", "deadline", "predicted", "returned", "turns")
 
     def __init__(
-        self, deadline: float, buckets: tuple[Bucket, ...], predicted: list[float], base: float
+        self, deadline: float, turns: int, buckets: tuple[Bucket, ...], predicted: list[float], base: float
     ) -> None:
         self.deadline = deadline
         self.buckets = buckets
         self.predicted = predicted
         self.base = base
-        self.open = True
+        self.turns = turns
+        self.returned = False
 
 
 class ReturnPredictor:
@@ -105,10 +117,10 @@ class ReturnPredictor:
         """Open the question whether a session that just finished its ``turns``-th turn returns."""
         names, base = self.buckets(adapter, turns), self.base_rate
         predicted = [self._score(name).rate(base) for name in names]
-        question = Question(now + HORIZON_S, names, predicted, base)
+        question = Question(now + HORIZON_S, turns, names, predicted, base)
         self._questions.append(question)
         if len(self._questions) > MOST_QUESTIONS:
-            self._questions.popleft().open = False
+            self._questions.popleft()
         return question
 
     def predict(self, adapter: str | None, turns: int) -> float | None:
@@ -122,23 +134,17 @@ class ReturnPredictor:
 
     def returned(self, question: Question, now: float) -> None:
         """The session of ``question`` is back; too late counts as not returned."""
-        if question.open:
-            self._learn(question, now <= question.deadline)
+        question.returned = question.returned or now <= question.deadline
 
     def expire(self, now: float, limit: int = 256) -> None:
-        """Answer at most ``limit`` questions whose time is up with "not returned"."""
+        """Learn the answers of at most ``limit`` questions whose time is up."""
         questions = self._questions
-        while questions and limit and (not questions[0].open or questions[0].deadline < now):
+        while questions and limit and questions[0].deadline < now:
             question = questions.popleft()
-            if question.open:
-                self._learn(question, False)
+            for name, predicted in zip(question.buckets, question.predicted, strict=True):
+                self._score(name).learn(predicted, question.base, question.returned)
+            self._base.learn(question.base, question.base, question.returned)
             limit -= 1
-
-    def _learn(self, question: Question, returned: bool) -> None:
-        question.open = False
-        for name, predicted in zip(question.buckets, question.predicted, strict=True):
-            self._score(name).learn(predicted, question.base, returned)
-        self._base.learn(question.base, question.base, returned)
 
     def _score(self, name: Bucket) -> Score:
         score = self._scores.get(name)

@@ -18,6 +18,7 @@ from elora_sglang.core.elora_state import BOTTOM, HALF_LIFE_S, SHARED, State
 from elora_sglang.core.ghosts import Ghost, GhostKey, GhostList, ghost_key
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.node import Node
+from elora_sglang.core.path_digests import path_digests
 from elora_sglang.core.policy import BasePolicy, PolicyView
 from elora_sglang.core.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
 
@@ -35,6 +36,9 @@ TAIL = 64
 
 #: A host copy of what the device has too is worth half: it is needed only once the device has let go of it.
 RESIDENT_DISCOUNT = 1.0
+
+
+_SILENT = Hints()
 
 
 class Elora(BasePolicy):
@@ -91,12 +95,8 @@ class Elora(BasePolicy):
     def _fresh(self, node: Node) -> State:
         ghost = None
         state = State(1.0, self.view.now)
-        if len(self._ghosts) or self._asked:
-            key = ghost_key(node, self.view.page_size)
-            ghost = self._ghosts.recall(key)
-            question = self._asked.pop(key, None)
-            if question is not None:
-                self._predictor.returned(question, self.view.now)
+        if len(self._ghosts):
+            ghost = self._ghosts.recall(ghost_key(node, self.view.page_size))
         if ghost is not None:
             state = State(ghost.weight, ghost.last_use)
             state.use(self.view.now)
@@ -141,21 +141,16 @@ class Elora(BasePolicy):
         state.price(node, self.view.costs)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
-        if state.question is not None:
-            self._predictor.returned(state.question, now)
-            state.question = None
         self._change(node, state, before)
 
     def on_split(self, upper: Node, lower: Node) -> None:
-        """Both halves keep the figures. A question goes with the larger part of the text it was asked about."""
+        """Both halves keep the figures."""
         state = self._state(lower)
         before = self._both(lower)
         upper.mark = above = state.copy()
         state.start = above.start + upper.size
         above.price(upper, self.view.costs)
         state.price(lower, self.view.costs)
-        if state.question is not None and 4 * lower.size <= upper.size:
-            above.question, state.question = state.question, None
         if state.expected_until:
             heapq.heappush(self._expected, (state.expected_until, upper.id, upper))
         self._change(lower, state, before)
@@ -168,40 +163,41 @@ class Elora(BasePolicy):
             self.view.reprioritize(node)
 
     def on_drop(self, node: Node) -> None:
-        """The counts stay behind as a ghost, and so does an open question."""
-        state, question = self._state(node), self._state(node).question
-        if node.kind == "adapter" and not node.doomed:
-            if not self._remember:
-                node.mark = None
-            return  # else its node stays in the tree, with the counts
-        key = ghost_key(node, self.view.page_size) if self._remember or question is not None else (None, b"")
-        if self._remember:
-            self._ghosts.remember(key, Ghost(state.weight, state.used))
-        if question is None or not question.open or node.parent is None:
-            return
-        above = node.parent
-        if above.kind == "kv" and len(above.children) == 1 and self._state(above).question is None:
-            self._state(above).question = question  # the session would come back by this node now
-            return
-        self._asked[key] = question
-        if len(self._asked) > MOST_QUESTIONS:
-            del self._asked[next(iter(self._asked))]
+        """The counts stay behind as a ghost; those of an adapter's node stay in the tree with it."""
+        if self._remember and (node.kind == "kv" or node.doomed):
+            state = self._state(node)
+            self._ghosts.remember(ghost_key(node, self.view.page_size), Ghost(state.weight, state.used))
+        elif not self._remember and node.kind == "adapter":
+            node.mark = None
 
     def on_finish(self, node: Node, hints: Hints) -> None:
         """The end of a turn: who used the path, and will anybody use its tail again?"""
         if node.kind != "kv" or node.parent is None:
             return
+        turns, place = self._recognise(node) if self._predict else (1, None)
+        session = hints.session if self._hints else None
         if self._hints:
-            self._own(node, hints.session)
+            self._own(node, session)
             if hints.session_end:
-                for one in self._tail(node, hints.session):
+                for one in self._tail(node, session):
                     self._set(one, ended=True)
                 return
             if hints.expect_return_s is not None:
                 self._expect(node, hints)
-                return
-        if self._predict:
-            self._ask(node, hints.session if self._hints else None)
+        if place is not None:
+            self._ask(node, turns, place, hints if self._hints else _SILENT)
+
+    def _recognise(self, node: Node) -> tuple[int, GhostKey | None]:
+        """How many turns the conversation has had, this one included; and the place by which to know it again."""
+        key = None if node.adapter is None else node.adapter.key
+        turns, place = 0, None
+        for _, digest in path_digests(node):
+            place = (key, digest)
+            question = self._asked.pop(place, None)
+            if question is not None:
+                self._predictor.returned(question, self.view.now)
+                turns = max(turns, question.turns)
+        return turns + 1, place
 
     def _own(self, node: Node, session: str | None) -> None:
         if session is None and not self._sessions:
@@ -248,18 +244,17 @@ class Elora(BasePolicy):
             heapq.heappush(self._expected, (until, one.id, one))
             self._change(one, state, before)
 
-    def _ask(self, node: Node, session: str | None) -> None:
-        state, adapter = self._state(node), node.adapter
-        key = None if adapter is None else adapter.key
-        tail = self._tail(node, session)
-        turns = 1 + tail[-1].visits if tail else 1
-        if state.question is None or not state.question.open:
-            state.question = self._predictor.ask(key, turns, self.view.now)
-        predicted = self._predictor.predict(key, turns)
+    def _ask(self, node: Node, turns: int, place: GhostKey, hints: Hints) -> None:
+        self._asked[place] = self._predictor.ask(place[0], turns, self.view.now)
+        if len(self._asked) > MOST_QUESTIONS:
+            del self._asked[next(iter(self._asked))]
+        if hints.expect_return_s is not None:
+            return  # told, nothing to predict
+        predicted = self._predictor.predict(place[0], turns)
         if predicted is not None:
             ratio = max(predicted, 1e-3) / max(self._predictor.base_rate, 1e-3)
             bias = min(max(math.log2(ratio), LEAST_BIAS), MOST_BIAS)
-            for one in tail:
+            for one in self._tail(node, hints.session):
                 self._set(one, bias=bias)
 
     def on_tick(self) -> None:
