@@ -72,6 +72,28 @@ def test_runs_and_pages_are_found(pages: list[int], how: str, page: int) -> None
         assert RowCopy(device, device, torn, torch.arange(len(torn))).how.endswith("/1")
 
 
+@pytest.mark.parametrize("page", [1, 4])
+def test_staging_of_scattered_device_slots(page: int) -> None:
+    """What runs between host and GPU: the host side in runs, the device side by index. Here on the CPU."""
+    world = World(page=page)
+    device = whole_pages([9, 3, 30, 12, 2, 7, 1, 8], page)
+    host = whole_pages([4, 5, 6, 1, 2, 11, 12, 13], page)
+    runs = [(4, 3), (1, 2), (11, 3)]
+    kept = world.all_rows(world.device, device)
+    out, back = (
+        RowCopy(world.device, world.host, device, host),
+        RowCopy(world.host, world.device, host, device),
+    )
+    out._pairs = back._pairs = None
+    out._host_runs = back._host_runs = runs
+    out._index, back._index = out._gather, back._scatter  # type: ignore[method-assign]
+    assert [out.copy_layer(layer) for layer in range(LAYERS)] == [2 * len(device)] * LAYERS
+    assert torch.equal(world.all_rows(world.host, host), kept)
+    world.overwrite(world.device, device, 0)
+    assert [back.copy_layer(layer) for layer in range(LAYERS)] == [2 * len(device)] * LAYERS
+    assert torch.equal(world.all_rows(world.device, device), kept)
+
+
 def test_nothing_to_copy() -> None:
     world = World()
     nothing = torch.empty(0, dtype=torch.int64)
