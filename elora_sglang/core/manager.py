@@ -101,7 +101,7 @@ class CacheManager:
         self.costs = costs
         self.now = 0.0
         self.batch_size = 0.0
-        self.policy = create_policy(policy_name)
+        self.policy = create_policy(policy_name, lora_share=settings.lora_share, without=settings.without)
         self.waiting = WaitingQueue()
         self.policy.bind(self)
         self.tree = DependencyTree(page_size, self.policy, payloads)

@@ -11,6 +11,7 @@ from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, 
 from elora_sglang.core.candidates import Candidates
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.node import HostVictim, Kind, Node, Victim
+from elora_sglang.core.policy import LORA_SHARE
 from elora_sglang.core.tree import DependencyTree
 from elora_sglang.core.waiting import Waiting, WaitingQueue
 
@@ -31,6 +32,7 @@ class SwapSettings:
         swap_interval_s: seconds between plans that nothing else calls for.
         queue_prefetch, idle_prefetch, backup, guard: the parts, each can be switched off.
         inflight_share: share of the device that loads in flight may take together.
+        lora_share: share of the device that adapters get where they do not compete with KV.
         without: names of switched-off parts and terms.
 
     Raises:
@@ -46,6 +48,7 @@ class SwapSettings:
     backup: bool = True
     guard: bool = True
     inflight_share: float = 0.25
+    lora_share: float = LORA_SHARE
     without: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

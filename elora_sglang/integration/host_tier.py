@@ -178,6 +178,7 @@ def build_manager(
             idle_prefetch="idle-prefetch" not in settings.without_terms,
             backup="backup" not in settings.without_terms,
             guard="guard" not in settings.without_terms,
+            lora_share=settings.lora_share,
             without=settings.without_terms,
         ),
         costs=Costs.default() if tier is None else tier.costs,
