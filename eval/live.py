@@ -100,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
     # Ended from outside, it still takes its servers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = settings(args)
-    data = comparison.Comparison(chosen).run()
+    try:
+        data = comparison.Comparison(chosen).run()
+    except RuntimeError as error:
+        raise SystemExit(f"live: {error}") from error
     return reporting.finish(
         args,
         title=report.title(chosen, data),

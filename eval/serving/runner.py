@@ -96,7 +96,11 @@ def start(system: System, folder: Path, log_dir: Path, link_gbps: float, patienc
         env=server.clean_env(**system.env),
         boot_timeout=patience,
     )
-    live = context.__enter__()
+    try:
+        live = context.__enter__()
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise RuntimeError(f"{system.key} did not start: {last} (log: {log_dir / system.key}.log)") from None
     running = Running(system, live, context)
     try:
         for entry in system.late_adapters:
