@@ -67,15 +67,21 @@ class Auditor:
 
     def record(self, slots: torch.Tensor, lora_id: str | None) -> None:
         """Note that the KV in ``slots`` was computed under ``lora_id`` (``None``: base). Mutates the ledger."""
-        self._ledger[slots.cpu().long()] = self._number(lora_id)
+        slots = slots.cpu().long()
+        self._ledger[slots] = self._number(lora_id)
+        self.host.computed(slots)
 
     def saved(self, device: torch.Tensor, host: torch.Tensor) -> None:
         """The slots ``device`` are being copied to ``host``. Mutates the host's ledger."""
-        self.host.ledger[host] = self._ledger[device.cpu().long()]
+        device = device.cpu().long()
+        self.host.ledger[host] = self._ledger[device]
+        self.host.copied(device, host, loaded=False)
 
     def loaded(self, host: torch.Tensor, device: torch.Tensor) -> None:
         """The host slots are being copied to ``device``. Mutates the ledger."""
-        self._ledger[device.cpu().long()] = self.host.ledger[host]
+        device = device.cpu().long()
+        self._ledger[device] = self.host.ledger[host]
+        self.host.copied(device, host, loaded=True)
 
     def _number(self, lora_id: str | None) -> int:
         if lora_id is None:
