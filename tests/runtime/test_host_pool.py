@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from runtime.test_pool_packing import DTYPES, make_layout, make_matrices, make_pool, walk
-from runtime.tiers import LAYERS, make_device
+from test_pool_packing import DTYPES, make_layout, make_matrices, make_pool, walk
+from transfer_world import LAYERS, make_device
 
 from elora_sglang.runtime import host_pool
 from elora_sglang.runtime.host_pool import HostMemoryError, HostPool, slots_for

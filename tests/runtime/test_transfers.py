@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from runtime.tiers import LAYERS, Faulty, World, make_device
+from transfer_world import LAYERS, Faulty, World, make_device
 
 from elora_sglang.runtime.host_pool import HostPool
 from elora_sglang.runtime.link import LOAD, SAVE, Link
