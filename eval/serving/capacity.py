@@ -15,6 +15,13 @@ def capacity(
 ) -> dict[str, Any]:
     """Turns a second answered when every live session sends its next turn at once; a cell like any other."""
     cell = runner.measure(
-        running, workload, rate=NO_THINKING, warmup=warmup, seconds=seconds, seed=seed, vocab=vocab
+        running,
+        workload,
+        rate=NO_THINKING,
+        warmup=warmup,
+        seconds=seconds,
+        seed=seed,
+        vocab=vocab,
+        saturate=True,
     )
     return cell | {"capacity": cell["summary"]["rate"]}

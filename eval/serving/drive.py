@@ -30,6 +30,11 @@ class Record:
     cached_host: int
     output_ids: tuple[int, ...]
 
+    @property
+    def finished(self) -> float:
+        """Second at which the last token came."""
+        return self.sent + self.ttft + self.tpot * max(0, len(self.output_ids) - 1)
+
 
 def _host_tokens(answer: client.Answer) -> int:
     return sum(value for tier, value in answer.cached_on.items() if tier != "device")
@@ -136,7 +141,7 @@ def chat(
     sample: Callable[[], Any] | None = None,
     every: float = 5.0,
 ) -> tuple[list[Record], list[Any]]:
-    """Serve ``workload`` for ``warmup + seconds`` at ``rate`` turns a second at most; what was sent after the warm-up.
+    """Serve ``workload`` for ``warmup + seconds`` at ``rate`` turns a second at most; every answered request.
 
     The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
     cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is
@@ -150,7 +155,7 @@ def chat(
     samples = asyncio.run(_watched(run, sample, every))
     if run.failures:
         raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
-    return [record for record in run.records if record.sent >= warmup], samples
+    return run.records, samples
 
 
 def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:

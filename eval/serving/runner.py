@@ -188,8 +188,12 @@ def measure(
     seed: str,
     vocab: int,
     repeat: int = 0,
+    saturate: bool = False,
 ) -> dict[str, Any]:
-    """One cell: the caches emptied, the traffic served, the figures; the server is stopped again."""
+    """One cell: the caches emptied, the traffic served, the figures; the server is stopped again.
+
+    Counted is what was sent after the warm-up; with ``saturate`` what was finished after it and before the end.
+    """
     running.go()
     try:
         running.flush()
@@ -202,7 +206,7 @@ def measure(
                 held = now["elora.evictable_slots"] + now["elora.protected_slots"]
                 samples.append(now["elora.invalid_kv_slots"] / held if held else 0.0)
 
-        records, _ = drive.chat(
+        everything, _ = drive.chat(
             running.live.url,
             workload,
             [model.name(i) for i in range(workload.adapters)],
@@ -217,6 +221,9 @@ def measure(
         after = residency(running.info())
     finally:
         running.halt()
+    records = [record for record in everything if record.sent >= warmup]
+    if saturate:
+        records = [record for record in everything if warmup <= record.finished < warmup + seconds]
     return {
         "system": running.system.key,
         "repeat": repeat,
