@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from elora_sglang.integration.lora_pool import EloraLoRAMemoryPool
 
 
+#: Decode steps of every running request that the swapper's copies leave room for.
+STEPS_AHEAD = 16
+
+
 def create(ctx: TreeCacheBuildContext) -> EloraRadixCache:
     """Factory registered as radix-cache backend ``elora`` (SGLang: ``mem_cache/registry.py``).
 
@@ -173,8 +177,16 @@ class EloraRadixCache(BasePrefixCache):
 
     # -- the life of a request ------------------------------------------------------------------
 
-    def tick(self, running: int, waiting: bool) -> None:
-        """Once per scheduler iteration: what finished is booked, what the swapper decides is started."""
+    def tick(self, running: int, waiting: bool, promised: int = 0) -> None:
+        """Once per scheduler iteration: what finished is booked, what the swapper decides is started.
+
+        Args:
+            running: requests that run.
+            waiting: whether any wait.
+            promised: slots that the rest of a chunked prompt needs: SGLang checks for room once, before its
+                first chunk, and takes it later unasked.
+        """
+        self.driver.reserve = promised + running * (self.page_size + STEPS_AHEAD)
         for tick in self.ticks.due():
             self._place_new_adapters()
             self.driver.settle(tick.finished, follower=self._follower)
@@ -187,6 +199,7 @@ class EloraRadixCache(BasePrefixCache):
             )
             self._note_prefetches(actions)
             self.driver.execute(actions)
+        self.driver.reserve = 0
         self.ticks.busy = self.driver.busy or bool(running) or waiting
 
     def _place_new_adapters(self) -> None:

@@ -74,7 +74,11 @@ def on_tick(result: Any, scheduler: Scheduler, *args: Any, **kwargs: Any) -> Non
     cache = _cache(scheduler)
     if cache is None:
         return
-    cache.tick(len(scheduler.running_batch.reqs), bool(scheduler.waiting_queue))
+    chunked, promised = scheduler.chunked_req, 0
+    if chunked is not None:
+        left = len(chunked.full_untruncated_fill_ids) - (chunked.extend_end or 0)
+        promised = max(left, 0) + 2 * cache.page_size
+    cache.tick(len(scheduler.running_batch.reqs), bool(scheduler.waiting_queue), promised)
     auditor = cache.auditor
     if auditor is None or not auditor.due():
         return

@@ -93,6 +93,8 @@ class SwapDriver:
     meter: CostMeter | None = None
     #: Told of every copy, if there is one.
     auditor: Auditor | None = None
+    #: Device slots that running requests were promised: copies of the swapper leave them.
+    reserve: int = 0
     #: Transfers to the device that are in flight, with what they bring.
     loading: dict[int, Load] = field(default_factory=dict)
     _saving: set[int] = field(default_factory=set)
@@ -125,6 +127,8 @@ class SwapDriver:
         """Give the victims' device slots back; returns how many. Saved ones are copied out first."""
         freed = 0
         for victim in victims:
+            if victim.payload is None:
+                continue  # a load that found no room: it never had slots
             if victim.kind == "adapter":
                 self.weights.drop(victim.key, victim.payload)
                 self.stats.adapter_evictions += 1
@@ -136,8 +140,6 @@ class SwapDriver:
             else:
                 self.stats.demotions += 1
                 self.stats.adapter_demotions += victim.kind == "adapter"
-            if victim.payload is None:
-                continue
             if victim.fate == "saved":
                 self._save_under_pressure(victim)
             # A payload is whole pages in row order, whatever its owner was.
@@ -157,6 +159,9 @@ class SwapDriver:
     def load(self, action: Load) -> bool:
         """Give the nodes device slots and start their copy; False when that was not possible (undone)."""
         assert self.tier is not None
+        if not self._spares(action.size):
+            self.execute(self.manager.failed(action.transfer))
+            return False
         self.make_room(action.size)
         slots = self.allocator.alloc(action.size)
         if slots is None:
@@ -207,6 +212,11 @@ class SwapDriver:
         if shortfall > 0:
             self.execute(self.manager.evict(shortfall))
 
+    def _spares(self, need: int) -> bool:
+        """Whether ``need`` device slots can go without touching the reserve. What a copy holds cannot be evicted."""
+        room = self.allocator.available_size() + self.manager.tree.evictable_size
+        return not self.reserve or bool(room >= need + self.reserve)
+
     def _host_slots(self, sizes: list[int]) -> list[torch.Tensor] | None:
         assert self.tier is not None
         slots = self.tier.host.alloc(sum(sizes))
@@ -214,6 +224,9 @@ class SwapDriver:
 
     def _save(self, action: Save) -> None:
         assert self.tier is not None
+        if not self._spares(0):
+            self.execute(self.manager.failed(action.transfer))
+            return
         parts = self._host_slots([item.size for item in action.items])
         if parts is None:
             self._fail(action.transfer)
