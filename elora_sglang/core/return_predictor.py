@@ -24,6 +24,9 @@ LEAST_ANSWERS = 30.0
 #: Answers after which an old one has faded to a third: in the rates, and in the scores that judge them.
 MEMORY, SCORE_MEMORY = 500.0, 100.0
 
+#: Predictions of a bucket that had fewer answers are not scored: they say nothing about it.
+INFORMED = 10.0
+
 #: The base rate counts like so many answers of every bucket.
 PRIOR = 2.0
 
@@ -52,13 +55,15 @@ class Score:
         """Share of returns, drawn towards ``base`` while there are few answers."""
         return (self.returns + PRIOR * base) / (self.answers + PRIOR)
 
-    def learn(self, predicted: float, base: float, returned: bool) -> None:
-        """Score what was ``predicted`` (and the ``base`` rate then) against the answer, then take it in."""
+    def learn(self, predicted: float | None, base: float, returned: bool) -> None:
+        """Score what was ``predicted``, if anything, and the ``base`` rate then, against the answer; take it in."""
         fade = 1.0 - 1.0 / MEMORY
         outcome = float(returned)
-        gain = (base - outcome) ** 2 - (predicted - outcome) ** 2
         self.answers = fade * self.answers + 1.0
         self.returns = fade * self.returns + outcome
+        if predicted is None:
+            return
+        gain = (base - outcome) ** 2 - (predicted - outcome) ** 2
         fade = 1.0 - 1.0 / SCORE_MEMORY
         self.scored = fade * self.scored + 1.0
         self.outcomes = fade * self.outcomes + outcome
@@ -84,7 +89,12 @@ class Question:
     __slots__ = ("base", "buckets", "deadline", "predicted", "returned", "turns")
 
     def __init__(
-        self, deadline: float, turns: int, buckets: tuple[Bucket, ...], predicted: list[float], base: float
+        self,
+        deadline: float,
+        turns: int,
+        buckets: tuple[Bucket, ...],
+        predicted: list[float | None],
+        base: float,
     ) -> None:
         self.deadline = deadline
         self.buckets = buckets
@@ -116,7 +126,8 @@ class ReturnPredictor:
     def ask(self, adapter: str | None, turns: int, now: float) -> Question:
         """Open the question whether a session that just finished its ``turns``-th turn returns."""
         names, base = self.buckets(adapter, turns), self.base_rate
-        predicted = [self._score(name).rate(base) for name in names]
+        scores = [self._score(name) for name in names]
+        predicted = [score.rate(base) if score.answers >= INFORMED else None for score in scores]
         question = Question(now + HORIZON_S, turns, names, predicted, base)
         self._questions.append(question)
         if len(self._questions) > MOST_QUESTIONS:
