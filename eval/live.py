@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = settings(args)
     try:
         data = comparison.Comparison(chosen).run()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise SystemExit(f"live: {error}") from error
     return reporting.finish(
         args,
