@@ -315,11 +315,13 @@ class CacheManager:
         """The device slots of a load's nodes, in the order of its items; the copy is under way."""
         for node, payload in zip(self.tree.transfers[transfer].nodes, payloads, strict=True):
             self.tree.set_payload(node, payload)
+        self.swapper.unnamed.discard(transfer)
 
     def saved(self, transfer: int, payloads: Sequence[Any]) -> None:
         """The host slots of a save's or read's nodes, in the order of its items; the copy is under way."""
         for node, payload in zip(self.tree.transfers[transfer].nodes, payloads, strict=True):
             self.tree.set_host_payload(node, payload)
+        self.swapper.unnamed.discard(transfer)
 
     def failed(self, transfer: int) -> list[Action]:
         """A copy could not be started: its nodes lose what they had gained."""

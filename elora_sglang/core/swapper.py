@@ -101,6 +101,8 @@ class Swapper:
         self._load_ends = 0.0  # when the last load in flight is expected to have arrived
         self._expected: dict[int, float] = {}
         self._read_failed: set[str] = set()
+        #: Transfers whose slots the runtime has not named yet: their nodes cannot be split.
+        self.unnamed: set[int] = set()
 
     # -- candidates -------------------------------------------------------------------------------
 
@@ -141,6 +143,7 @@ class Swapper:
         self._load_candidates.clear()
         self._expected.clear()
         self._read_failed.clear()
+        self.unnamed.clear()
         self._load_ends = self.now
 
     # -- transfers --------------------------------------------------------------------------------
@@ -159,6 +162,7 @@ class Swapper:
         if transfer is None:
             return []  # of before a flush
         self._expected.pop(id, None)
+        self.unnamed.discard(id)
         nodes, kind = list(transfer.nodes), transfer.kind
         self.counts.failed += not ok
         if kind == "read":
@@ -188,6 +192,7 @@ class Swapper:
         begin = max(self.now, self._load_ends)
         self._load_ends = begin + self.costs.load_s(transfer.size)
         self._expected[transfer.id] = self._load_ends
+        self.unnamed.add(transfer.id)
         counter = f"{why}_loads"
         setattr(self.counts, counter, getattr(self.counts, counter) + 1)
         return Load(transfer.id, tuple(Item.of(one) for one in transfer.nodes), transfer.size, why, rid)
@@ -249,6 +254,8 @@ class Swapper:
             if parent is not None:
                 self.offer(parent)
         for victim in victims:
+            if victim.transfer is not None:
+                self.unnamed.add(victim.transfer)
             if victim.fate == "dropped":
                 self.counts.drops += 1
             else:
@@ -280,6 +287,8 @@ class Swapper:
             adapter = self.tree.adapter(request.adapter_key)
             if adapter is None:
                 continue
+            if self._ends_in(adapter, request).transfer in self.unnamed:
+                continue  # this very plan moves the node that would be split; the next plan looks again
             found = self.tree.match(adapter, request.tokens, request.namespace, peek=True)
             if found.host_length or found.length:
                 found = self.tree.match(adapter, request.tokens, request.namespace)  # splits where it ends
@@ -319,6 +328,12 @@ class Swapper:
             free -= need
         return free
 
+    def _ends_in(self, adapter: Node, request: Waiting) -> Node:
+        """The last node of the tree that shares tokens with the request, on whatever tier."""
+        tree = self.tree
+        n = tree._pages(request.tokens, None)
+        return tree._descend(adapter, request.tokens, n, request.namespace, cut=False)[0]
+
     def _read(self, adapter: Node, request: Waiting, actions: list[Action]) -> None:
         if adapter.transfer is not None or adapter.key in self._read_failed or adapter.size == 0:
             return
@@ -326,6 +341,7 @@ class Swapper:
         actions += freeing
         if fits:
             transfer = self.tree.begin_read(adapter)
+            self.unnamed.add(transfer.id)
             self.counts.reads += 1
             request.transfer = transfer.id
             actions.append(Read(transfer.id, adapter.key, adapter.size))
@@ -359,6 +375,7 @@ class Swapper:
             if not fits or not above.clean:
                 return  # everything on the host is worth more
             transfer = self.tree.begin_save(node)
+            self.unnamed.add(transfer.id)
             self.counts.backups += 1
             saving += transfer.size
             actions.append(Save(transfer.id, tuple(Item.of(one) for one in transfer.nodes)))

@@ -135,7 +135,7 @@ class EloraRadixCache(BasePrefixCache):
         self.tree = self.manager.tree
         self.stats = CacheStats()
         rank, ranks = host_tier.ranks()
-        self.recorder = host_tier.record(self.manager, settings.trace_out, rank)
+        self.trace = host_tier.record(self.manager, settings.trace_out, rank)
         self.meter = (
             CostMeter(self.manager.costs, fixed_links=tier is None or tier.link is not None)
             if rank == 0
@@ -199,6 +199,8 @@ class EloraRadixCache(BasePrefixCache):
             )
             self._note_prefetches(actions)
             self.driver.execute(actions)
+            if self.trace is not None:
+                self.trace.tick(tick.now)
         self.driver.reserve = 0
         self.ticks.busy = self.driver.busy or bool(running) or waiting
 

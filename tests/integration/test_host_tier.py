@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.cache_harness import Harness
 
+from elora_sglang.core.trace import replay
 from elora_sglang.runtime import transfers
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -178,6 +180,43 @@ def test_a_planted_bad_copy_trips_the_auditor(what: str, page: int) -> None:
     assert harness.cache.auditor is not None
     kinds = {fault.kind for fault in harness.cache.auditor.audit([])}
     assert kinds & {"copy-differs", "copy-changed"}, kinds
+
+
+def test_two_waiting_requests_of_one_prefix(page: int) -> None:
+    """The second ends inside what the first one's load brings, which has no slots yet when both are planned."""
+    harness = Harness(640, ADAPTERS, page_size=page, host=4096, gbps=GBPS)
+    harness.run(list(range(160)), A)
+    settle(harness)
+    fill(harness, 12)
+    first = harness.enqueue(harness.request(list(range(170)), A))
+    second = harness.enqueue(harness.request([*range(96), 7, 8, 9], A))
+    settle(harness)
+    for req in (second, first):
+        harness.admit(req)
+        harness.finish(req)
+    settle(harness)
+    clean(harness)
+
+
+def test_a_recorded_run_replays(page: int, tmp_path: Path) -> None:
+    """Fresh managers fed the recorded events take the recorded actions."""
+    trace = tmp_path / "trace.jsonl"
+    settings = {"policy": "elora", "trace_out": str(trace)}
+    harness = Harness(640, ADAPTERS, page_size=page, host=1280, gbps=GBPS, settings=settings)
+    for turn in range(3):
+        harness.run([*range(100), *range(1000, 1000 + 20 * turn)], A)
+        fill(harness, 8)
+        req = harness.enqueue(harness.request([*range(100), *range(1000, 1020 + 20 * turn)], A))
+        harness.tick()
+        harness.admit(req)
+        harness.finish(req)
+    settle(harness)
+    for _ in range(12):
+        harness.tick()
+    result = replay(trace.read_text().splitlines())
+    print(result)
+    assert result.events > 200 and result.mismatch is None
+    assert harness.cache.stats.load_backs > 0
 
 
 @pytest.mark.parametrize(
