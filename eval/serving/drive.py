@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from elora_sglang.eval import client
 from elora_sglang.eval.serving.chat import Session, Workload, opening
 
 SPREAD = 0.7  # of the warm-up: when the live sessions come in
+LOOK = 0.25  # seconds between looks at whether the run is over
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class _Run:
         names: Sequence[str],
         gap: float,
         spread: float,
-        until: float,
+        warmup: float,
+        seconds: float,
         seed: str,
         vocab: int,
     ) -> None:
         self.url, self.workload, self.names, self.gap, self.spread = url, workload, names, gap, spread
-        self.until, self.seed, self.vocab = until, seed, vocab
+        self.seconds, self.warmup, self.seed, self.vocab = seconds, warmup, seed, vocab
+        self.begin = self.until = math.inf
+        self.cold = len(workload.lanes)
         self.records: list[Record] = []
         self.failures: list[str] = []
         self.hints = False
@@ -67,9 +72,18 @@ class _Run:
             self.started = time.perf_counter()
             await asyncio.gather(*(self._lane(http, number) for number in range(len(self.workload.lanes))))
 
+    def _warm(self) -> None:
+        """A lane has had its first answer; the measured time begins after the last lane's."""
+        self.cold -= 1
+        if self.cold == 0:
+            self.begin = max(self.now(), self.warmup)
+            self.until = self.begin + self.seconds
+
     async def _sleep(self, seconds: float) -> None:
         """As long, but not beyond the end of the run."""
-        await asyncio.sleep(max(0.0, min(seconds, self.until - self.now())))
+        wake = self.now() + seconds
+        while (left := min(wake, self.until) - self.now()) > 0:
+            await asyncio.sleep(min(left, LOOK))
 
     async def _lane(self, http: aiohttp.ClientSession, lane: int) -> None:
         rng = random.Random(f"start/{self.seed}/{lane}")
@@ -97,7 +111,10 @@ class _Run:
                 answer = await client.send(http, self.url, job)
             except (RuntimeError, aiohttp.ClientError, TimeoutError, KeyError) as error:
                 self.failures.append(f"{key}/{at}: {type(error).__name__}: {error}")
+                self.until = 0.0  # the others finish what they sent
                 return False
+            if at == session.skip and key.endswith("/0"):
+                self._warm()
             self.records.append(
                 Record(
                     f"{key}/{at}",
@@ -116,15 +133,13 @@ class _Run:
         return self.now() < self.until
 
 
-async def _watched(run: _Run, sample: Callable[[], Any] | None, every: float) -> list[Any]:
-    samples: list[Any] = []
+async def _watched(run: _Run, sample: Callable[[], Any] | None, every: float) -> None:
     work = asyncio.create_task(run.go())
     while not work.done():
         await asyncio.wait({work}, timeout=every)
         if sample is not None and not work.done():
-            samples.append(await asyncio.to_thread(sample))
+            await asyncio.to_thread(sample)
     await work
-    return samples
 
 
 def chat(
@@ -140,22 +155,23 @@ def chat(
     hints: bool = False,
     sample: Callable[[], Any] | None = None,
     every: float = 5.0,
-) -> tuple[list[Record], list[Any]]:
-    """Serve ``workload`` for ``warmup + seconds`` at ``rate`` turns a second at most; every answered request.
+) -> tuple[list[Record], float]:
+    """Serve ``workload`` at ``rate`` turns a second at most; every answered request, and when the counted time began.
 
+    It begins after ``warmup`` and not before every session alive at the start had its first answer, and lasts
+    ``seconds``.
     The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
     cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is
-    asked less.
-    ``sample`` is called every so many seconds in a thread of its own. Raises RuntimeError when a request fails.
+    asked less. ``sample`` is called every so many seconds in a thread of its own. Raises RuntimeError when a request fails.
     """
     run = _Run(
-        url, workload, names, len(workload.lanes) / rate, SPREAD * warmup, warmup + seconds, seed, vocab
+        url, workload, names, len(workload.lanes) / rate, SPREAD * warmup, warmup, seconds, seed, vocab
     )
     run.hints = hints
-    samples = asyncio.run(_watched(run, sample, every))
+    asyncio.run(_watched(run, sample, every))
     if run.failures:
         raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
-    return run.records, samples
+    return run.records, run.begin
 
 
 def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:

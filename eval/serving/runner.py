@@ -206,7 +206,7 @@ def measure(
                 held = now["elora.evictable_slots"] + now["elora.protected_slots"]
                 samples.append(now["elora.invalid_kv_slots"] / held if held else 0.0)
 
-        everything, _ = drive.chat(
+        everything, begin = drive.chat(
             running.live.url,
             workload,
             [model.name(i) for i in range(workload.adapters)],
@@ -221,9 +221,9 @@ def measure(
         after = residency(running.info())
     finally:
         running.halt()
-    records = [record for record in everything if record.sent >= warmup]
+    records = [record for record in everything if record.sent >= begin]
     if saturate:
-        records = [record for record in everything if warmup <= record.finished < warmup + seconds]
+        records = [record for record in everything if begin <= record.finished < begin + seconds]
     return {
         "system": running.system.key,
         "repeat": repeat,
