@@ -235,7 +235,7 @@ def test_pressure_changes_decisions_when_the_device_is_short_of_adapters() -> No
 
 
 def test_the_predictor_acts_on_conversations_of_two_kinds_and_changes_decisions() -> None:
-    workload = chat(7, sessions=400)
+    workload = chat(7, sessions=600)
     acting = run("elora", workload)
     assert isinstance(acting.policy, Elora)
     predictor = acting.policy._predictor

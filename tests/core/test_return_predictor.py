@@ -59,11 +59,11 @@ def test_it_abstains_before_it_has_seen_enough() -> None:
 def test_it_stops_acting_when_a_bucket_changes_its_ways() -> None:
     predictor = ReturnPredictor()
     rng = random.Random(5)
-    end = feed(predictor, rng, {"a": 0.95, "b": 0.05}, 800)
+    end = feed(predictor, rng, {"a": 0.95, "b": 0.05}, 2000)
     assert (predictor.predict("a", 1) or 0) > 0.8
-    for number in range(40):  # suddenly nobody comes back
+    for number in range(60):  # suddenly nobody comes back
         predictor.ask("a", 1, end + number)
-    predictor.expire(end + HORIZON_S + 1000)
+    predictor.expire(end + HORIZON_S + 1000, limit=10_000)
     assert predictor.predict("a", 1) is None
 
 

@@ -17,7 +17,7 @@ RECENCY_S = 60.0
 class Chameleon(BasePolicy):
     """Scores at a node's own events, and a slice of all nodes again at every tick (the scales move).
 
-    Between two turns a score is out of date: an approximation of at most nodes / 256 ticks. ``mark``: the score.
+    Between two turns a score is out of date: an approximation of at most nodes / 32 ticks. ``mark``: the score.
     """
 
     def __init__(self) -> None:
