@@ -162,7 +162,9 @@ def chat(
     ``seconds``.
     The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
     cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is
-    asked less. ``sample`` is called every so many seconds in a thread of its own. Raises RuntimeError when a request fails.
+    asked less. ``sample`` is called every so many seconds in a thread of its own.
+
+    Raises RuntimeError when a request fails.
     """
     run = _Run(
         url, workload, names, len(workload.lanes) / rate, SPREAD * warmup, warmup, seconds, seed, vocab
