@@ -199,6 +199,8 @@ class EloraRadixCache(BasePrefixCache):
             )
             self._note_prefetches(actions)
             self.driver.execute(actions)
+            if tick.finished:  # a copy may have been the last to hold an unloaded branch
+                self.driver.execute(self.manager.collect())
             if self.trace is not None:
                 self.trace.tick(tick.now)
         self.driver.reserve = 0
@@ -294,6 +296,7 @@ class EloraRadixCache(BasePrefixCache):
             "host_free_slots": self.tier.host.available,
             "host_used_by_tree": self.tree.host_size,
             "transfers_in_flight": len(self.tree.transfers),
+            "swapper": self.manager.counters(),
             **self.tier.state(),
         }
 
@@ -384,6 +387,7 @@ class EloraRadixCache(BasePrefixCache):
             return MatchResult(0, self.tree.base, self.tree.base, self.tree.base)
         adapter = self.adapter_node(lora_id)
         self._matched_adapter = adapter
+        params.req.host_loaded_length = 0
         match = self.manager.match(
             adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
         )
