@@ -103,10 +103,13 @@ class Policy(Protocol):
 
     Attributes:
         dependency: adapters stay while KV below them is on the device. False only in control experiments.
+        exact: every fall of a priority is reported at once. False for scores that fall with time and are
+            put right in slices; ``check()`` then does not compare entries with today's priorities.
         lora_share: share of the device that :meth:`side` gives to adapters, where it separates them.
     """
 
     dependency: bool
+    exact: bool
     lora_share: float
 
     def bind(self, view: PolicyView) -> None:
@@ -169,6 +172,7 @@ class BasePolicy(abc.ABC):
     """Everything but :meth:`priority`: one order for both kinds and tiers, and events that change nothing."""
 
     dependency = True
+    exact = True
     lora_share = LORA_SHARE
 
     view: PolicyView = UnboundView()

@@ -107,6 +107,7 @@ class Recording:
         self._lru = create_policy("lru")
 
     dependency = True
+    exact = True
 
     def priority(self, node: Node) -> float:
         return self._lru.priority(node)

@@ -22,13 +22,15 @@ OPERATIONS = [100_000, pytest.param(1_000_000, marks=pytest.mark.full)]
 SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 SHAPES = [(1, 60), (1, 200), (16, 60 * 16), (16, 200 * 16)]
 CHECK_EVERY = 40
+# The naive model knows no adapter that leaves while its KV stays; `static` has tests of its own.
+DEPENDENT = [name for name in policy_names() if create_policy(name).dependency]
 
 
 @pytest.mark.parametrize(("page_size", "pool"), SHAPES)
 @pytest.mark.parametrize("operations", OPERATIONS)
 @pytest.mark.timeout(3600)
 def test_random_life_equals_the_naive_model(operations: int, page_size: int, pool: int) -> None:
-    policies = policy_names()
+    policies = DEPENDENT
     for policy in policies:
         name = f"{SEED}/{page_size}/{pool}/{policy}"
         print(f"seed {name}")
@@ -50,7 +52,7 @@ def test_random_life_equals_the_naive_model(operations: int, page_size: int, poo
 class TreeLife(RuleBasedStateMachine):
     """The same operations, chosen by hypothesis, which shrinks a failing life to its shortest form."""
 
-    @initialize(page_size=st.sampled_from([1, 16]), policy=st.sampled_from(policy_names()))
+    @initialize(page_size=st.sampled_from([1, 16]), policy=st.sampled_from(DEPENDENT))
     def start(self, page_size: int, policy: str) -> None:
         self.driver = Driver(page_size, create_policy(policy), is_lru=policy == "lru", pool=40 * page_size)
 

@@ -20,6 +20,8 @@ class Chameleon(BasePolicy):
     Between two turns a score is out of date: an approximation of at most nodes / 32 ticks. ``mark``: the score.
     """
 
+    exact = False
+
     def __init__(self) -> None:
         self._most_visits = 1
         self._largest = 1

@@ -11,6 +11,8 @@ class Paper(RetainEval):
     tau is 300 s, about twice the median gap between the turns of a conversation. Low_lora counts waiting requests.
     """
 
+    exact = False
+
     tau_s = 300.0
     per_byte = True
     sign = 1

@@ -14,6 +14,8 @@ from elora_sglang.core.retain_eval import RetainEval
 class PaperLiteral(RetainEval):
     """Eq. 6 as printed."""
 
+    exact = False
+
     tau_s = 1.0
     per_byte = False
     sign = -1
