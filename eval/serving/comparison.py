@@ -290,6 +290,19 @@ class Comparison:
             "prefill_s_per_token": self.prefill_s,
             "profile": asdict(self.settings.gpu),
             "budget": asdict(self.budget),
+            "settings": {
+                key: getattr(self.settings, key)
+                for key in (
+                    "factors",
+                    "loads",
+                    "repeats",
+                    "warmup",
+                    "seconds",
+                    "tuning_seconds",
+                    "seed",
+                    "quick",
+                )
+            },
         }
 
 
