@@ -109,7 +109,9 @@ class SwapDriver:
         Mutates both pools and, through its answers, the manager.
         """
         freed = 0
-        for action in actions:
+        todo = list(actions)
+        while todo:
+            action = todo.pop(0)
             if isinstance(action, Free):
                 freed += self.release(action.victims)
             elif isinstance(action, FreeHost):
@@ -117,7 +119,12 @@ class SwapDriver:
             elif isinstance(action, Save):
                 self._save(action)
             elif isinstance(action, Load):
-                self.load(action)
+                if not self._launch(action):
+                    # Later loads may build on this one's nodes: they are taken back first.
+                    later = [other for other in todo if isinstance(other, Load)]
+                    todo = [other for other in todo if not isinstance(other, Load)]
+                    for load in (*reversed(later), action):
+                        freed += self.execute(self.manager.failed(load.transfer))
             else:
                 assert isinstance(action, Read)
                 self._read(action)
@@ -157,15 +164,22 @@ class SwapDriver:
                 self.tier.host.free(victim.payload)
 
     def load(self, action: Load) -> bool:
-        """Give the nodes device slots and start their copy; False when that was not possible (undone)."""
+        """Start one load; False when that was not possible (undone)."""
+        if self._launch(action):
+            return True
+        self.execute(self.manager.failed(action.transfer))
+        return False
+
+    def _launch(self, action: Load) -> bool:
+        """Give the nodes device slots and start their copy; after False the caller says ``failed``."""
         assert self.tier is not None
         if not self._spares(action.size):
-            self.execute(self.manager.failed(action.transfer))
             return False
         self.make_room(action.size)
         slots = self.allocator.alloc(action.size)
         if slots is None:
-            return self._fail(action.transfer)
+            self.stats.failed_transfers += 1
+            return False
         slots = slots.to(torch.int64, copy=True)  # alloc returns a view of the whole free list
         parts = list(slots.split([item.size for item in action.items]))
         # Bytes of an adapter lie in ascending slots, whatever order they were given in.
@@ -179,7 +193,8 @@ class SwapDriver:
             self.tier.engine.load(action.transfer, host, device)
         except TransferError as error:
             logger.warning("elora: a copy from the host failed, its content is recomputed: %s", error)
-            return self._fail(action.transfer)
+            self.stats.failed_transfers += 1
+            return False
         for item, part in zip(action.items, parts, strict=True):
             if item.kind == "adapter":
                 self.weights.adopt(item.key, part)

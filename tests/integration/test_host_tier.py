@@ -198,6 +198,33 @@ def test_two_waiting_requests_of_one_prefix(page: int) -> None:
     clean(harness)
 
 
+def test_a_load_that_fails_takes_those_along_that_build_on_it(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(640, ADAPTERS, page_size=page, host=4096)
+    harness.run(list(range(96)), A)
+    harness.run(list(range(192)), A)
+    settle(harness)
+    fill(harness, 12)
+    load, calls = harness.engine.load, []
+
+    def refuse_first(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            raise transfers.TransferError("no")
+        load(*args)
+
+    monkeypatch.setattr(harness.engine, "load", refuse_first)
+    waiting = [harness.enqueue(harness.request([*range(n), 5, 6], A)) for n in (96, 192)]
+    settle(harness)
+    assert len(calls) > 1
+    for req in waiting:
+        harness.admit(req)
+        harness.finish(req)
+    settle(harness)
+    clean(harness)
+
+
 def test_a_recorded_run_replays(page: int, tmp_path: Path) -> None:
     """Fresh managers fed the recorded events take the recorded actions."""
     trace = tmp_path / "trace.jsonl"
