@@ -31,7 +31,7 @@ class HostAudit:
 
     cache: EloraRadixCache
     copies_compared: int = 0
-    _sums: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _sums: dict[int, tuple[tuple[int, int], int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         tier = self.cache.tier
@@ -42,6 +42,7 @@ class HostAudit:
         self._twin = torch.full((size,), -1, dtype=torch.int64)
         self._twin_version = torch.zeros(size, dtype=torch.int64)
         self._version = torch.zeros(rows, dtype=torch.int64)
+        self._saves = torch.zeros(size, dtype=torch.int64)
 
     def computed(self, device: torch.Tensor) -> None:
         """KV was computed into these device slots."""
@@ -51,6 +52,8 @@ class HostAudit:
         """These slots are being copied, to the device if ``loaded``: they hold the same bytes from now on."""
         if loaded:
             self._version[device] += 1
+        else:
+            self._saves[host] += 1
         self._twin[host], self._twin_version[host] = device, self._version[device]
 
     def _same_source(self, node: Node) -> bool:
@@ -102,7 +105,8 @@ class HostAudit:
             )
 
     def _copies(self) -> Iterable[tuple[str, str]]:
-        cache, sums = self.cache, {}
+        cache = self.cache
+        sums: dict[int, tuple[tuple[int, int], int]] = {}
         store = cache.weights.store
         for node in cache.tree.walk():
             if not node.size or not node.clean or cache.tree.is_doomed(node):
@@ -116,9 +120,12 @@ class HostAudit:
                 found = self._bytes(node, device=False)
                 if node.resident and not self._agree(node, found, self._bytes(node, device=True)):
                     yield "copy-differs", f"node {node.id}: host and device bytes differ"
-            sums[node.id] = (node.size, zlib.crc32(found.numpy().tobytes()))
+            # One copy is known by where it lies and how often that was written.
+            place = torch.cat((node.host_payload, self._saves[node.host_payload]))
+            copy = (node.size, zlib.crc32(place.numpy().tobytes()))
+            sums[node.id] = (copy, zlib.crc32(found.numpy().tobytes()))
             before = self._sums.get(node.id)
-            if before is not None and before[0] == node.size and before != sums[node.id]:
+            if before is not None and before[0] == copy and before != sums[node.id]:
                 yield "copy-changed", f"node {node.id}: its host copy is not what it was"
         self._sums = sums
 
