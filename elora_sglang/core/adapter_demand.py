@@ -61,16 +61,16 @@ class AdapterDemand:
 
     def __init__(self, half_life_s: float) -> None:
         self._half_life_s = half_life_s
-        self._uses: OrderedDict[str | None, tuple[float, float]] = OrderedDict()  # weight, last use
-        self._total = (0.0, 0.0)
-        self._left: list[str | None] = []
-        self._sum = 0.0
-        self.low_lora = 0.0
-        self.resident = Rota()
+        self.clear()
 
     def clear(self) -> None:
         """Forget all."""
-        self.__init__(self._half_life_s)  # type: ignore[misc]
+        self._uses: OrderedDict[str | None, tuple[float, float]] = OrderedDict()  # weight, last use
+        self._total: tuple[float, float] = (0.0, 0.0)
+        self._left: list[str | None] = []
+        self._sum: float = 0.0
+        self.low_lora: float = 0.0
+        self.resident: Rota = Rota()
 
     def _faded(self, use: tuple[float, float], now: float) -> float:
         return use[0] * math.pow(2.0, -(now - use[1]) / self._half_life_s)

@@ -46,11 +46,18 @@ class Arc(BasePolicy):
     """
 
     def __init__(self) -> None:
+        self.on_reset()
+
+    def on_reset(self) -> None:
+        """Starts over."""
         self._over: OrderedDict[int, Node] = OrderedDict()
         self._within: OrderedDict[int, Node] = OrderedDict()
-        self._within_size = self._over_size = self._twice_size = 0
-        self._b1, self._b2 = _Sized(), _Sized()
-        self.target = 0.0
+        self._within_size: int = 0
+        self._over_size: int = 0
+        self._twice_size: int = 0
+        self._b1: _Sized = _Sized()
+        self._b2: _Sized = _Sized()
+        self.target: float = 0.0
 
     def priority(self, node: Node) -> float:
         """Class, then the tick of the last touch."""
@@ -134,10 +141,6 @@ class Arc(BasePolicy):
         self._b1.shrink(max(slots - self._over_size - self._within_size, 0))
         self._b2.shrink(max(slots - self._twice_size, 0))
         self._balance()
-
-    def on_reset(self) -> None:
-        """Starts over."""
-        self.__init__()  # type: ignore[misc]
 
 
 def create() -> Arc:

@@ -23,9 +23,13 @@ class Chameleon(BasePolicy):
     exact = False
 
     def __init__(self) -> None:
-        self._most_visits = 1
-        self._largest = 1
-        self._rota = Rota()
+        self.on_reset()
+
+    def on_reset(self) -> None:
+        """Starts over."""
+        self._most_visits: int = 1
+        self._largest: int = 1
+        self._rota: Rota = Rota()
 
     def priority(self, node: Node) -> float:
         """The score as of the node's last event or turn."""
@@ -74,10 +78,6 @@ class Chameleon(BasePolicy):
         """A slice of all nodes."""
         for node in self._rota.take():
             self._again(node)
-
-    def on_reset(self) -> None:
-        """Starts over."""
-        self.__init__()  # type: ignore[misc]
 
 
 def create() -> Chameleon:
