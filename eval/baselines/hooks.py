@@ -51,6 +51,7 @@ def load_adapter(
     result = original(pool, uid, buffer_id, adapter, *args, **kwargs)
     if adapter is not None:
         device().copy("load", adapter_bytes(adapter))
+        device().adapters += 1
     return result
 
 

@@ -21,6 +21,7 @@ def report(result: None, controller: Any, state: dict[str, Any]) -> None:
         "hooks": sorted(p.name for p in discover() if p.when is When.EVAL and in_place(p)),
         "moved_bytes": dict(emulated.moved),
         "copies": dict(emulated.copies),
+        "adapter_loads": emulated.adapters,
         "stood_still_s": emulated.slept,
         **_slots(controller.scheduler),
     }

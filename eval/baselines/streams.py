@@ -108,6 +108,8 @@ class Device:
         self._current = self._compute
         self.moved = {"load": 0, "save": 0}
         self.copies = {"load": 0, "save": 0}
+        #: Adapters copied into a slot buffer.
+        self.adapters = 0
         self.slept = 0.0
 
     def copy(self, direction: str, size: int) -> None:

@@ -18,8 +18,9 @@ HEADER = (
     "p95",
     "p99",
     "TPOT ms",
-    "hit dev %",
-    "hit host %",
+    "KV dev %",
+    "KV host %",
+    "adapter dev %",
     "invalid %",
     "moved GB",
     "turns/s",
@@ -27,6 +28,7 @@ HEADER = (
     "95 % interval",
 )
 AIM_STOCK, AIM_HICACHE, AIM_STATIC_INVALID = 0.45, 0.70, 0.20
+ADAPTER_LOADS = ("adapter_loads", "elora.adapter_loads")
 MOVED = ("moved_load", "moved_save", "elora.loaded_bytes", "elora.saved_bytes")
 
 Cells = list[dict[str, Any]]
@@ -72,10 +74,26 @@ def moved_bytes(cells: Cells) -> float | None:
     return statistics.fmean(sum(s) for s in sums) if all(sums) else None
 
 
+def adapter_hits(cells: Cells) -> float | None:
+    """Share of a cell's requests, warm-up included, for which no adapter had to be brought to the device.
+
+    Counted from the other side, alike in every system: one minus adapters loaded over requests, at least 0; what
+    was loaded ahead and never used counts as a miss. None where the server does not tell.
+    """
+    shares = []
+    for cell in cells:
+        loads = next((cell["counters"][key] for key in ADAPTER_LOADS if key in cell["counters"]), None)
+        if loads is None:
+            return None
+        shares.append(max(0.0, 1 - loads / cell["requests_sent"]))
+    return statistics.fmean(shares)
+
+
 def _row(label: str, cells: Cells, reference: Cells | None) -> list[str]:
     mean, low, high = figures.interval(figures.pooled(cells, "ttft_mean"))
     moved = moved_bytes(cells)
     invalid = [c["summary"]["invalid_kv"] for c in cells if "invalid_kv" in c["summary"]]
+    adapters = adapter_hits(cells)
     versus = ["", ""]
     if reference is not None and reference is not cells:
         middle, least, most = ratio_of(cells, reference)
@@ -88,6 +106,7 @@ def _row(label: str, cells: Cells, reference: Cells | None) -> list[str]:
         f"{1000 * _mean(cells, 'tpot_mean'):.1f}",
         f"{100 * _mean(cells, 'hit_device'):.0f}",
         f"{100 * _mean(cells, 'hit_host'):.0f}",
+        "-" if adapters is None else f"{100 * adapters:.0f}",
         f"{100 * statistics.fmean(invalid):.1f}" if invalid else "-",
         "-" if moved is None else f"{moved / 1e9:.2f}",
         f"{_mean(cells, 'rate'):.2f}",

@@ -163,6 +163,7 @@ def residency(info: dict[str, Any]) -> dict[str, float]:
     if baseline:
         found["moved_load"] = baseline["moved_bytes"]["load"]
         found["moved_save"] = baseline["moved_bytes"]["save"]
+        found["adapter_loads"] = baseline["adapter_loads"]
     for name, value in _numbers(state.get("elora") or {}):
         found[f"elora.{name}"] = value
     return found
@@ -228,6 +229,7 @@ def measure(
         "system": running.system.key,
         "repeat": repeat,
         "rate_asked": rate,
+        "requests_sent": len(everything),
         "summary": figures.summary(records, seconds)
         | ({"invalid_kv": statistics.fmean(samples)} if samples else {}),
         "counters": {key: value - before.get(key, 0.0) for key, value in after.items()},

@@ -30,7 +30,7 @@ def cells(**changed: Any) -> list[dict[str, Any]]:
                 {
                     "name": name, "system": name, "repeat": repeat, "factor": 2.0, "load": 0.7,
                     "summary": figures, "answers": {"0/0/0": [1, 2]}, "ttft": [],
-                    "counters": {"moved_load": 10.0, "moved_save": 5.0},
+                    "counters": {"moved_load": 10.0, "moved_save": 5.0}, "requests_sent": 20,
                 }
                 | changed.get(name, {})
             )  # fmt: skip
@@ -60,6 +60,17 @@ def test_every_row_has_every_column() -> None:
     rows = report.rows(data())
     assert len(rows) == len(MEANS)
     assert {len(row) for row in rows} == {len(report.HEADER)}
+
+
+def test_adapter_hits_are_what_was_not_loaded_whoever_counts() -> None:
+    groups = {name: [c for c in cells() if c["name"] == name] for name in ("stock", "elora")}
+    for cell, loads in zip(groups["stock"], (4.0, 5.0, 6.0), strict=True):
+        cell["counters"]["adapter_loads"] = loads
+    for cell in groups["elora"]:
+        cell["counters"]["elora.adapter_loads"] = 30.0
+    assert report.adapter_hits(groups["stock"]) == pytest.approx(0.75)
+    assert report.adapter_hits(groups["elora"]) == 0.0, "more loads than requests are no negative share"
+    assert report.adapter_hits(cells()) is None
 
 
 def test_the_json_has_no_answers() -> None:
