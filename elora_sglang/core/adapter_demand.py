@@ -90,10 +90,13 @@ class AdapterDemand:
         batch = max(view.batch_size, 1.0)
         if not self._left:
             self._left, self._sum = [key for key in self._uses if key is not None], 0.0
-        for _ in range(min(SLICE, len(self._left))):
-            use = self._uses.get(self._left.pop())
+        # _faded, written out: this loop runs in every scheduler iteration.
+        uses, left, half_life, pow = self._uses, self._left, self._half_life_s, math.pow
+        for _ in range(min(SLICE, len(left))):
+            use = uses.get(left.pop())
             if use is not None:
-                self._sum += 1.0 - (1.0 - min(self._faded(use, now) / total, 1.0)) ** batch
+                share = use[0] * pow(2.0, -(now - use[1]) / half_life) / total
+                self._sum += 1.0 - (1.0 - share if share < 1.0 else 0.0) ** batch
         if not self._left:
             self.low_lora = self._sum
 

@@ -59,14 +59,23 @@ class Candidates:
         if queued is not None and self._key(node) < queued:
             self._push(node)
 
+    def renew(self, node: Node) -> None:
+        """:meth:`offer`, or :meth:`lowered` if it has an entry."""
+        queued = self._get(node)
+        if queued is None:
+            if self._may(node):
+                self._push(node)
+        elif self._key(node) < queued:
+            self._push(node)
+
     def peek(self) -> Node | None:
         """The candidate with the lowest key, or ``None`` when there is none; its ``queued`` is that key."""
-        heap, get = self._heap, self._get
+        heap, get, may = self._heap, self._get, self._may
         while heap:
             queued, _, node = heap[0]
             if get(node) != queued:
                 heapq.heappop(heap)
-            elif self._may(node):
+            elif may(node):
                 key = self._key(node)
                 if key == queued:
                     return node

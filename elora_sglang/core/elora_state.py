@@ -110,4 +110,4 @@ class State:
             today = now // STEP_S * STEP_S
             hinted = math.log2(HALF_LIFE_S / _LN2 / max(self.expected - today, STEP_S))
             own = max(own, hinted + (today / HALF_LIFE_S if recency else 0.0))
-        return max(own, self.floor)
+        return own if own >= self.floor else self.floor

@@ -77,9 +77,10 @@ class ResidentTree(TreeStructure):
         self._compact()
 
     def _compact(self) -> None:
-        self._kv_candidates.compact(self.nodes)
-        self._adapter_candidates.compact(self.nodes)
-        self._host_candidates.compact(self.nodes)
+        nodes = self.nodes
+        self._kv_candidates.compact(nodes)
+        self._adapter_candidates.compact(nodes)
+        self._host_candidates.compact(nodes)
 
     # -- entering and leaving a tier --------------------------------------------------------------
 

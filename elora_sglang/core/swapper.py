@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save, Why
 from elora_sglang.core.candidates import Candidates
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.node import HostVictim, Kind, Node, Victim
+from elora_sglang.core.node import HostVictim, Kind, Match, Node, Victim
 from elora_sglang.core.policy import LORA_SHARE
 from elora_sglang.core.tree import DependencyTree
 from elora_sglang.core.waiting import Waiting, WaitingQueue
@@ -124,18 +124,28 @@ class Swapper:
     def offer(self, node: Node) -> None:
         """Something changed at ``node``: it may have become worth saving or fetching."""
         if self.settings.host_slots:
-            for heap in (self._save_candidates, self._load_candidates):
-                heap.offer(node)
-                heap.lowered(node)
-                heap.compact(self.tree.nodes)
+            self._offer(node)
+            self._compact()
 
     def offer_path(self, node: Node) -> None:
         """The same for everything from ``node`` up to its adapter."""
+        if not self.settings.host_slots:
+            return
         while node.kind == "kv":
-            self.offer(node)
+            self._offer(node)
             assert node.parent is not None
             node = node.parent
-        self.offer(node)
+        self._offer(node)
+        self._compact()
+
+    def _offer(self, node: Node) -> None:
+        self._save_candidates.renew(node)
+        self._load_candidates.renew(node)
+
+    def _compact(self) -> None:
+        nodes = self.tree.nodes
+        self._save_candidates.compact(nodes)
+        self._load_candidates.compact(nodes)
 
     def clear(self) -> None:
         """The tree was emptied."""
@@ -281,19 +291,25 @@ class Swapper:
         return actions
 
     def _serve_queue(self, free: int, actions: list[Action]) -> int:
+        tree, guards = self.tree, self.settings.guard
         for request in self.waiting.first(HORIZON):
-            if request.transfer is not None and request.transfer not in self.tree.transfers:
+            if request.transfer is not None and request.transfer not in tree.transfers:
                 request.transfer = None
-            adapter = self.tree.adapter(request.adapter_key)
+            adapter = tree.adapter(request.adapter_key)
             if adapter is None:
                 continue
-            if self._ends_in(adapter, request).transfer in self.unnamed:
+            end = self._known_end(adapter, request)
+            if end is not None and end.resident and adapter.resident:
+                if end.transfer in self.unnamed:
+                    continue
+                if not guards or request.guarded == end.id:
+                    tree.touch(end)
+                    continue  # all it needs is on the device, as before: most of the queue, mostly
+            found = self._look_up(adapter, request, end)
+            if found is None:
                 continue  # this very plan moves the node that would be split; the next plan looks again
-            found = self.tree.match(adapter, request.tokens, request.namespace, peek=True)
-            if found.host_length or found.length:
-                found = self.tree.match(adapter, request.tokens, request.namespace)  # splits where it ends
             node = found.host_node
-            if self.settings.guard and request.guarded != node.id:
+            if guards and request.guarded != node.id:
                 self.tree.unguard(request.rank)
                 self.tree.guard(node, request.rank)
                 request.guarded = node.id
@@ -328,11 +344,34 @@ class Swapper:
             free -= need
         return free
 
-    def _ends_in(self, adapter: Node, request: Waiting) -> Node:
-        """The last node of the tree that shares tokens with the request, on whatever tier."""
-        tree = self.tree
-        n = tree._pages(request.tokens, None)
-        return tree._descend(adapter, request.tokens, n, request.namespace, cut=False)[0]
+    def _known_end(self, adapter: Node, request: Waiting) -> Node | None:
+        """The last node that shares tokens with the request, if it is known and ends where they end."""
+        end = request.end
+        if end is None or end.adapter is not adapter:
+            return None
+        return end if self.tree.still_ends(end, request.length, request.tokens) else None
+
+    def _look_up(self, adapter: Node, request: Waiting, end: Node | None) -> Match | None:
+        """What either tier has for the request, as :meth:`DependencyTree.match`; ``None``: cannot be said now.
+
+        A request is looked up at every plan while it waits, and mostly its walk ends where it ended before,
+        ``end``: then no token is compared.
+        """
+        tree, known, length = self.tree, end is not None, request.length
+        if end is None:
+            request.end = None
+            end, length = tree.find(adapter, request.tokens, request.namespace)
+        if end.transfer in self.unnamed:
+            return None
+        found = tree.by_tier(end, length, adapter)
+        if not found.host_length and not found.length:
+            return found
+        if known:
+            tree.touch(end)
+            return found
+        found = tree.match(adapter, request.tokens, request.namespace)  # splits where it ends
+        request.end, request.length = tree.find(adapter, request.tokens, request.namespace)
+        return found
 
     def _read(self, adapter: Node, request: Waiting, actions: list[Action]) -> None:
         if adapter.transfer is not None or adapter.key in self._read_failed or adapter.size == 0:

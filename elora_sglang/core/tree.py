@@ -110,14 +110,40 @@ class DependencyTree(TieredTree):
         self._require_adapter(adapter)
         n = self._pages(tokens, limit)
         if peek:
-            return self._by_tier(*self._descend(adapter, tokens, n, namespace, cut=False), adapter)
+            return self.by_tier(*self._descend(adapter, tokens, n, namespace, cut=False), adapter)
         self.tick += 1
         node, length = self._descend(adapter, tokens, n, namespace)
         self.policy.on_access(node)
-        return self._by_tier(node, length, adapter)
+        return self.by_tier(node, length, adapter)
+
+    def find(self, adapter: Node, tokens: array[int], namespace: Hashable = None) -> tuple[Node, int]:
+        """The last node that shares tokens with ``tokens``, on whatever tier, and how many do; changes nothing."""
+        self._require_adapter(adapter)
+        return self._descend(adapter, tokens, self._pages(tokens, None), namespace, cut=False)
+
+    def still_ends(self, node: Node, length: int, tokens: array[int]) -> bool:
+        """Whether a walk along ``tokens`` that ended with KV ``node``, after ``length`` tokens, still does. O(1).
+
+        A node's path says the same tokens for as long as it is in the tree, however it is split: a split node
+        keeps its end. So only what hangs below it can have changed the answer.
+        """
+        if node.parent is None:
+            return False
+        n = len(tokens)
+        return length >= n - n % self.page_size or self._key(tokens, length, None) not in node.children
+
+    def touch(self, node: Node) -> None:
+        """What :meth:`match` does to a path, where it is known to end at ``node`` (see :meth:`still_ends`)."""
+        self.tick = tick = self.tick + 1
+        one, root = node, self.root
+        while one is not root:
+            one.last_tick = tick
+            one = one.parent  # type: ignore[assignment]  # only the root has none
+        self.policy.on_access(node)
 
     @staticmethod
-    def _by_tier(node: Node, length: int, adapter: Node) -> Match:
+    def by_tier(node: Node, length: int, adapter: Node) -> Match:
+        """The match of a walk below ``adapter`` that ended in ``node``, after ``length`` tokens; changes nothing."""
         if node.resident:
             return Match(node, length, node, 0)
         path: list[Node] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from elora_sglang.core.hints import Hints
+from elora_sglang.core.node import Node
 
 
 @dataclass
@@ -19,6 +20,8 @@ class Waiting:
         tokens: what it will ask the tree for.
         transfer: the copy in flight it waits for, if any.
         guarded: id of the node its guard ends at.
+        end: where a walk along its tokens ended last time, at the end of that node; ``None``: not known.
+        length: tokens up to there.
     """
 
     rid: str
@@ -29,6 +32,8 @@ class Waiting:
     hints: Hints | None
     transfer: int | None = None
     guarded: int | None = None
+    end: Node | None = None
+    length: int = 0
 
 
 class WaitingQueue:

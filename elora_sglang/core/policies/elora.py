@@ -55,6 +55,7 @@ class Elora(BasePolicy):
         self._asked: dict[GhostKey, Question] = {}
         self._expected: list[tuple[float, int, Node]] = []
         self._sessions = False
+        self._pressed_by, self._pressed = (0.0, 1), 0.0
         self._switch(frozenset())
 
     def bind(self, view: PolicyView) -> None:
@@ -72,15 +73,15 @@ class Elora(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the device, in bits."""
-        state = self._state(node)
+        state: State = node.mark or self._state(node)
         bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
         if self._cost:
-            bits += state.clean_bits if node.clean else state.dirty_bits
+            bits += state.clean_bits if node.host and node.clean else state.dirty_bits
         return bits if not state.ended else BOTTOM + bits
 
     def host_priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the host, in bits."""
-        state = self._state(node)
+        state: State = node.mark or self._state(node)
         bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
         if self._cost:
             bits += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
@@ -261,7 +262,9 @@ class Elora(BasePolicy):
         """Demand for adapters, adapters in turn, hints and questions whose time is up: bounded slices of each."""
         now = self.view.now
         self._demand.tick(self.view)
-        self._demand.rescore(self.view, self._score_adapter)
+        for node in self._demand.resident.take():
+            if self._score_adapter(node):
+                self.view.reprioritize(node)
         self._predictor.expire(now)
         for _ in range(256):
             if not self._expected or self._expected[0][0] >= now:
@@ -280,10 +283,17 @@ class Elora(BasePolicy):
             waiting = self.view.waiting_for(node.key)
             if waiting:
                 bits += WAITING_BITS + math.log2(waiting)
-            low, there = self._demand.low_lora, max(self.view.resident_adapters() - 1, 1)
-            bits += min(max(math.log2(max(low, 1.0) / there), 0.0), MOST_PRESSURE_BITS)
+            bits += self._pressure_bits()
         fell, state.extra = bits < state.extra, bits
         return fell
+
+    def _pressure_bits(self) -> float:
+        """What every adapter counts more while fewer are on the device than a batch needs."""
+        low, there = self._demand.low_lora, max(self.view.resident_adapters() - 1, 1)
+        if (low, there) != self._pressed_by:  # it is asked for far more often than it changes
+            self._pressed_by = low, there
+            self._pressed = min(max(math.log2(max(low, 1.0) / there), 0.0), MOST_PRESSURE_BITS)
+        return self._pressed
 
     def on_reset(self) -> None:
         """Only what was learned about returns stays."""
