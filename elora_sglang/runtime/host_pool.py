@@ -60,7 +60,7 @@ class HostPool(UnifiedPool):
             v.append(self._memory[start : start + v_rows].view(self.num_slots, 1, like.row_bytes[1]))
         super().__init__(k, v, page_size=page)
         self._runs = _FreeRuns(pages)
-        self._used = torch.zeros(pages, dtype=torch.bool)
+        self._used = bytearray(pages)
         self._in_page = torch.arange(page)
 
     @property
@@ -86,7 +86,7 @@ class HostPool(UnifiedPool):
             return None
         taken.sort()
         for first, count in taken:
-            self._used[first : first + count] = True
+            self._used[first : first + count] = b"\1" * count
         page = self.page_size
         parts = [torch.arange(first * page, (first + count) * page) for first, count in taken]
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0).long()
@@ -100,30 +100,31 @@ class HostPool(UnifiedPool):
         """
         if not slots.numel():
             return
-        ordered = slots.to(device="cpu", dtype=torch.int64).sort().values
-        pages = ordered[:: self.page_size] // self.page_size
-        if int(ordered[0]) < 0 or int(ordered[-1]) >= self.num_slots:
-            raise ValueError(
-                f"elora: host slots {int(ordered[0])}..{int(ordered[-1])} are outside {self.num_slots}"
-            )
-        if bool((ordered[1:] == ordered[:-1]).any()) or not bool(self._used[pages].all()):
-            raise ValueError("elora: a host slot was freed twice")
-        if not torch.equal(ordered, (pages[:, None] * self.page_size + self._in_page).flatten()):
-            raise ValueError(f"elora: freed host slots are not whole pages of {self.page_size}")
-        self._used[pages] = False
-        edges = ((pages[1:] - pages[:-1]) != 1).nonzero().flatten().tolist()
-        begins, ends = [0, *(edge + 1 for edge in edges)], [*edges, len(pages) - 1]
-        for begin, end in zip(begins, ends, strict=True):
-            self._runs.give(int(pages[begin]), end - begin + 1)
+        # Plain numbers, not tensors: a node's slots are few, and mostly one or two runs of them.
+        ordered = sorted(slots.tolist())
+        if ordered[0] < 0 or ordered[-1] >= self.num_slots:
+            raise ValueError(f"elora: host slots {ordered[0]}..{ordered[-1]} are outside {self.num_slots}")
+        page, runs = self.page_size, []
+        twice = len(set(ordered)) != len(ordered)
+        for first, behind in _runs_of(ordered):
+            begin, end = first // page, -(-behind // page)
+            if twice or self._used.count(1, begin, end) != end - begin:
+                raise ValueError("elora: a host slot was freed twice")
+            if first % page or behind % page:
+                raise ValueError(f"elora: freed host slots are not whole pages of {page}")
+            runs.append((begin, end - begin))
+        for begin, count in runs:
+            self._used[begin : begin + count] = bytes(count)
+            self._runs.give(begin, count)
 
     def used_slots(self) -> torch.Tensor:
         """All slots that are not free: int64, ascending, a copy. For the auditor."""
-        pages = self._used.nonzero().flatten()
+        pages = torch.tensor(list(self._used)).nonzero().flatten()
         return (pages[:, None] * self.page_size + self._in_page).flatten()
 
     def clear(self) -> None:
         """Free everything, as after a flush."""
-        self._used.zero_()
+        self._used = bytearray(self.num_slots // self.page_size)
         self._runs = _FreeRuns(self.num_slots // self.page_size)
 
     def close(self) -> None:
@@ -194,6 +195,20 @@ def _reserve(nbytes: int, available: Callable[[], int | None]) -> torch.Tensor:
             f"elora: the host pool needs {_gb(nbytes)} of host memory, which the system refused; "
             "lower --elora-host-memory"
         ) from error
+
+
+def _runs_of(ordered: list[int]) -> list[tuple[int, int]]:
+    """``(first, behind)`` of the runs of consecutive numbers in an ascending list."""
+    first, behind = ordered[0], ordered[-1] + 1
+    if behind - first == len(ordered):
+        return [(first, behind)]
+    runs, behind = [], first
+    for number in ordered:
+        if number != behind:
+            runs.append((first, behind))
+            first = number
+        behind = number + 1
+    return [*runs, (first, behind)]
 
 
 class _FreeRuns:
