@@ -7,6 +7,9 @@ and pages of 1 and 16 tokens, with real slot tensors. Then eviction, in calls th
 Every system lives in a process of its own and holds its trees of all sizes at once. Measurements go round:
 a few requests on each size of each system, then again, so that a busy moment of the machine hits all of them.
 Where the memory does not hold all systems at once, they are measured one after the other; the title says so.
+
+The second part, ``--parts iteration``, is what a whole scheduler iteration costs in ELORA near memory pressure, with
+two tiers, a waiting queue and copies in flight: :mod:`elora_sglang.eval.trees.iteration` says what is counted.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from elora_sglang.core.policy import policy_names
 from elora_sglang.eval import reporting
-from elora_sglang.eval.trees import worker
+from elora_sglang.eval.trees import iteration, worker
 from elora_sglang.eval.trees.systems import MODULES, SYSTEMS
 
+PARTS = ("tree", "iteration")
 AIM_NODES, AIM_MS = 100_000, 0.1
 GROWTH_FROM, GROWTH_TO, AIM_GROWTH = 1_000, 1_000_000, 2.0
 ROUND, EVICT_ROUNDS, EVICT_CALLS = 10, 4, 5
@@ -53,7 +58,24 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"which to measure: {', '.join(map(repr, SYSTEMS))} (default all)",
     )
     parser.add_argument("--requests", type=int, default=200, help="measured requests a tree (default 200)")
-    parser.add_argument("--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default both)"
+    )
+    parser.add_argument(
+        "--iteration-nodes", type=_sizes, default="1000,100000", help="tree sizes there (default %(default)s)"
+    )
+    parser.add_argument("--iterations", type=int, default=4000, help="measured iterations (default 4000)")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        choices=policy_names(),
+        default=list(iteration.POLICIES),
+        metavar="NAME",
+        help=f"eviction policies for iterations (default {' '.join(iteration.POLICIES)})",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests, 1000 iterations"
+    )
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -176,6 +198,27 @@ def _aims(results: Sequence[dict[str, Any]], pages: Sequence[int]) -> list[repor
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
+    tables: list[reporting.Table] = []
+    aims: list[reporting.Aim] = []
+    data: dict[str, Any] = {}
+    if "tree" in args.parts:
+        found = _tree_part(args)
+        tables.append(_table(found))
+        aims += _aims(found["results"], args.pages)
+        data |= found
+    if "iteration" in args.parts:
+        count = min(args.iterations, 1000) if args.quick else args.iterations
+        iterations = iteration.measure_all(args.policies, args.iteration_nodes, count)
+        tables.append(iteration.table(iterations))
+        aims += iteration.aims(iterations)
+        data["iterations"] = iterations
+    first, *more = tables
+    return reporting.finish(
+        args, title=first.title, header=first.header, rows=first.rows, aims=aims, data=data, more=more
+    )
+
+
+def _tree_part(args: argparse.Namespace) -> dict[str, Any]:
     sizes, requests = args.nodes, args.requests
     if args.quick:
         sizes, requests = [size for size in sizes if size <= AIM_NODES] or sizes[:1], min(requests, 60)
@@ -203,17 +246,22 @@ def run(args: argparse.Namespace) -> int:
         for system in running:
             system.close()
     results.sort(key=lambda r: (r["page_size"], SYSTEMS.index(r["system"]), r["nodes"]))
+    return {"results": results, "not_compared": missing, "interleaved": together, "requests": requests}
+
+
+def _table(found: dict[str, Any]) -> reporting.Table:
     rows = [
-        [r["system"], r["page_size"], r["nodes"], *_cells(r["request"]), *_cells(r["evict"])] for r in results
+        [r["system"], r["page_size"], r["nodes"], *_cells(r["request"]), *_cells(r["evict"])]
+        for r in found["results"]
     ]
-    rows += [[m["system"], m["page_size"], "not compared:", m["not_compared"], "", "", ""] for m in missing]
-    how = "in turn" if together else "one after the other, for want of memory"
-    return reporting.finish(
-        args,
-        title=f"One request of {worker.REQUEST_TOKENS} tokens in the tree, {worker.SHARED_TOKENS} of them "
+    rows += [
+        [m["system"], m["page_size"], "not compared:", m["not_compared"], "", "", ""]
+        for m in found["not_compared"]
+    ]
+    how = "in turn" if found["interleaved"] else "one after the other, for want of memory"
+    return reporting.Table(
+        f"One request of {worker.REQUEST_TOKENS} tokens in the tree, {worker.SHARED_TOKENS} of them "
         f"cached; systems measured {how}",
-        header=["system", "page", "nodes", "request µs", "p95", "evict µs/victim", "p95"],
-        rows=rows,
-        aims=_aims(results, args.pages),
-        data={"results": results, "not_compared": missing, "interleaved": together, "requests": requests},
+        ["system", "page", "nodes", "request µs", "p95", "evict µs/victim", "p95"],
+        rows,
     )

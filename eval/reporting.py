@@ -20,6 +20,15 @@ class Aim:
     ok: bool
 
 
+@dataclass(frozen=True)
+class Table:
+    """A title, and what :func:`table` shows below it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--json`` and ``--strict``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -52,17 +61,20 @@ def finish(
     rows: Sequence[Sequence[object]],
     aims: Sequence[Aim],
     data: Mapping[str, Any],
+    more: Sequence[Table] = (),
 ) -> int:
     """Print the result as ``args`` ask and return the exit status: 1 if ``--strict`` and an aim is missed.
 
-    ``data`` must be JSON-serialisable and is merged beside ``aims``; it must not use that key.
+    ``more``: tables below the first one. ``data`` must be JSON-serialisable, is merged beside ``aims`` and must not
+    use that key.
     """
     if args.json:
         if "aims" in data:
             raise ValueError('data must not bring its own "aims"')
         print(json.dumps({"aims": [asdict(aim) for aim in aims], **data}))
     else:
-        print(f"{title}\n\n{table(header, rows)}\n")
+        for one in (Table(title, header, rows), *more):
+            print(f"{one.title}\n\n{table(one.header, one.rows)}\n")
         for aim in aims:
             print(f"{'ok    ' if aim.ok else 'MISSED'}  {aim.name}: {aim.value:.4g} (aim: {aim.aim})")
     return int(args.strict and not all(aim.ok for aim in aims))

@@ -15,7 +15,7 @@ from elora_sglang.eval.trees.systems import SYSTEMS
 
 @pytest.mark.timeout(600)
 def test_all_systems_are_compared_in_one_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["micro", "--nodes", "100,200", "--requests", "14", "--json"]) == 0
+    assert main(["micro", "--parts", "tree", "--nodes", "100,200", "--requests", "14", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["not_compared"] == []
     seen = {(r["system"], r["page_size"], r["nodes"]) for r in report["results"]}
@@ -30,7 +30,8 @@ def test_a_system_that_cannot_be_built_gets_a_row_with_the_reason(
 ) -> None:
     name = "sglang unified fortran"
     monkeypatch.setattr(micro, "SYSTEMS", (*SYSTEMS, name))
-    argv = ["micro", "--nodes", "100", "--requests", "12", "--pages", "1", "--systems", "elora", name]
+    argv = ["micro", "--parts", "tree", "--nodes", "100", "--requests", "12", "--pages", "1"]
+    argv += ["--systems", "elora", name]
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert "sglang unified fortran" in shown and "not compared:" in shown and "'fortran' is not" in shown
