@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from elora_sglang.eval import reporting
-from elora_sglang.eval.serving import comparison, profile, report, systems
+from elora_sglang.eval.serving import comparison, model, profile, report, systems
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
 
@@ -47,11 +47,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device-tokens", type=int, help="device memory in KV tokens (default 16384, quick 10240)")
     add("--host-tokens", type=int, help="host memory in KV tokens (default 3 times the device's)")
     add("--running", type=int, default=8, help="requests running at once (default 8)")
+    add("--ranks", default=None, help=f"LoRA ranks, by comma, in turn (default {model.RANKS})")
     add("--working-sets", help="times the device memory, by comma (default 2,4; quick 2)")
     add("--loads", help="shares of the tuned stock's capacity, by comma (default 0.5,0.7,0.8; quick 0.7)")
     add("--repeats", type=int, help="interleaved repeats (default 3)")
-    add("--seconds", type=float, help="measured seconds a cell (default 60, quick 14)")
-    add("--warmup", type=float, help="dropped seconds a cell (default 30, quick 9)")
+    add("--seconds", type=float, help="measured seconds a load (default 60, quick 12)")
+    add(
+        "--warmup",
+        type=float,
+        help="seconds in which the live sessions come in, dropped (default: as prefilling their histories takes)",
+    )
     add("--seed", type=int, default=1)
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -72,7 +77,7 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
     quick = args.quick
     device = args.device_tokens or (10240 if quick else 16384)
     repeats = args.repeats or 3
-    seconds = args.seconds or (14.0 if quick else 60.0)
+    seconds = args.seconds or (12.0 if quick else 60.0)
     state = args.state.absolute()
     return comparison.Settings(
         names=names,
@@ -84,13 +89,14 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
         factors=_numbers(args.working_sets, (2.0,) if quick else (2.0, 4.0)),
         loads=_numbers(args.loads, (0.7,) if quick else (0.5, 0.7, 0.8)),
         repeats=repeats,
-        warmup=args.warmup or (9.0 if quick else 30.0),
+        warmup=args.warmup,
         seconds=seconds,
-        tuning_seconds=min(seconds, 12.0 if quick else 30.0),
+        tuning_seconds=min(seconds, 10.0 if quick else 30.0),
         seed=args.seed,
         quick=quick,
         ablate=args.ablate,
         link=args.link_gbps,
+        ranks=tuple(int(rank) for rank in _numbers(args.ranks, model.RANKS)),
         gpu=profile.load(args.profile),
     )
 

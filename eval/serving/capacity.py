@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from elora_sglang.eval.serving import runner
+from elora_sglang.eval.serving import drive, runner
 from elora_sglang.eval.serving.chat import Workload
 
 NO_THINKING = 1e6  # turns a second asked for: the think times vanish
 
 
 def capacity(
-    running: runner.Running, workload: Workload, *, warmup: float, seconds: float, seed: str, vocab: int
+    running: runner.Running, workload: Workload, *, spread: float, seconds: float, seed: str, vocab: int
 ) -> dict[str, Any]:
     """Turns a second answered when every live session sends its next turn at once; a cell like any other."""
-    cell = runner.measure(
+    (cell,) = runner.measure(
         running,
         workload,
-        rate=NO_THINKING,
-        warmup=warmup,
-        seconds=seconds,
+        steps=[drive.Step(NO_THINKING, seconds)],
+        spread=spread,
         seed=seed,
         vocab=vocab,
         saturate=True,

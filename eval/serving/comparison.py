@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval import reporting, server
-from elora_sglang.eval.serving import capacity, chat, model, profile, runner, systems
+from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
 from elora_sglang.integration.config import TERMS
 
 TUNING_LOAD = 0.7
+#: Share of the machine that the histories of the sessions alive at the start take while they come in.
+COLD_LOAD = 0.75
 ABLATION_LOAD = 0.7
 ABLATIONS_AT_ONCE = 4
 
@@ -33,13 +35,14 @@ class Settings:
     factors: tuple[float, ...]
     loads: tuple[float, ...]
     repeats: int
-    warmup: float
+    warmup: float | None
     seconds: float
     tuning_seconds: float
     seed: int
     quick: bool
     ablate: bool
     link: str
+    ranks: tuple[int, ...]
     gpu: profile.Profile
 
 
@@ -58,38 +61,40 @@ class Comparison:
 
     def __post_init__(self) -> None:
         s = self.settings
-        sizes = [model.adapter_bytes(r) for r in model.RANKS]
+        sizes = [model.adapter_bytes(r) for r in s.ranks]
         self.adapter_tokens = chat.mean_adapter_tokens(sizes, model.KV_BYTES_PER_TOKEN)
         most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
-        self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most)
+        self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most, s.ranks)
         self.vocab = 0
         self.state = runner.State(s.state)
 
     def prepare(self) -> None:
         """Model on disk, link settled, servers' folder made."""
         s = self.settings
-        if not model.complete(s.folder, self.budget.adapters):
+        if not model.complete(s.folder, self.budget.adapters, s.ranks):
             reporting.progress(f"writing the model and {self.budget.adapters} adapters to {s.folder}")
             command = [sys.executable, "-m", "elora_sglang.eval.serving.model"]
             status, text = server.run(
-                [*command, str(s.folder), str(self.budget.adapters)], log=s.state / "model.log", timeout=900
+                [*command, str(s.folder), str(self.budget.adapters), ",".join(map(str, s.ranks))],
+                log=s.state / "model.log",
+                timeout=900,
             )
             if status != 0:
                 raise SystemExit(f"live: the model could not be written:\n{text[-2000:]}")
         self.vocab = json.loads((s.folder / "base" / "config.json").read_text())["vocab_size"]
+        cell = self.state.cell(("prefill", s.device_tokens), self._probe)
+        self.prefill_s = float(cell["prefill_s_per_token"])
         if s.link == "auto":
-            cell = self.state.cell(("prefill", s.device_tokens), self._probe)
-            self.prefill_s = float(cell["prefill_s_per_token"])
             self.link_gbps = s.gpu.link_for(model.KV_BYTES_PER_TOKEN, self.prefill_s)
         else:
             self.link_gbps = float(s.link)
-        self.fleet = runner.Fleet(s.folder, s.state / "logs", self.link_gbps)
+        self.fleet = runner.Fleet(s.folder, s.state / "logs", self.budget, self.link_gbps)
 
     def _probe(self) -> dict[str, Any]:
         setting = self._sweep("stock")[0]
         probe = systems.make("stock", setting, self.budget, self.settings.folder, 0.0)
         reporting.progress("measuring what a token's prefill costs on this machine")
-        running = runner.start(probe, self.settings.folder, self.settings.state / "logs", 0.0)
+        running = runner.start(probe, self.settings.folder, self.settings.state / "logs", self.budget, 0.0)
         try:
             return {"prefill_s_per_token": runner.prefill_seconds(running, self.vocab)}
         finally:
@@ -97,9 +102,7 @@ class Comparison:
             running.end()
 
     def _sweep(self, name: str) -> tuple[float, ...]:
-        if not self.settings.quick:
-            return systems.SWEEP.get(name, ())
-        return systems.QUICK_SWEEP.get(name, systems.SWEEP.get(name, ())[:1])
+        return systems.sweep(name, self.budget, quick=self.settings.quick)
 
     def _make(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> systems.System:
         return systems.make(name, setting, self.budget, self.settings.folder, self.link_gbps, without)
@@ -108,6 +111,11 @@ class Comparison:
         """The traffic of a seed for a working set of ``factor`` times the device memory."""
         wanted = int(factor * self.settings.device_tokens)
         return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.vocab)
+
+    def spread(self, work: chat.Workload) -> float:
+        """Seconds in which the sessions alive at the start come in, their histories unknown to any cache."""
+        cold = len(work.lanes) * work.mean_prompt_tokens * self.prefill_s / COLD_LOAD
+        return cold if self.settings.warmup is None else self.settings.warmup
 
     def tune(self) -> None:
         """Choose the setting of every baseline that has one, on a seed that is reported nowhere."""
@@ -139,7 +147,7 @@ class Comparison:
         found = capacity.capacity(
             self.fleet.servers[system.key],
             work,
-            warmup=self.settings.warmup,
+            spread=self.spread(work),
             seconds=self.settings.tuning_seconds,
             seed=seed,
             vocab=self.vocab,
@@ -158,7 +166,10 @@ class Comparison:
 
     def _digest(self) -> str:
         s = self.settings
-        return f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.link_gbps:.4f}/{s.seed}/{s.warmup}"
+        ranks = "+".join(map(str, s.ranks))
+        return (
+            f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
+        )
 
     def _choose(self, name: str, candidates: Sequence[systems.System], rate: float) -> None:
         if len(candidates) == 1:
@@ -169,9 +180,9 @@ class Comparison:
         work = self.workload(f"{s.seed}/tuning", s.factors[0])
         best: tuple[float, systems.System] | None = None
         for candidate in candidates:
-            cell = self.state.cell(
-                self._tune_key(candidate),
-                partial(self._measure, candidate, work, rate, s.tuning_seconds, "tuning", 0),
+            steps = [drive.Step(rate, s.tuning_seconds)]
+            (cell,) = self.state.cell(
+                self._tune_key(candidate), partial(self._measure, candidate, work, steps, "tuning", 0)
             )
             mean = cell["summary"]["ttft_mean"]
             self.tuning.append({"system": name, "setting": candidate.setting, "ttft_mean": mean})
@@ -183,15 +194,14 @@ class Comparison:
         self.fleet.drop([c.key for c in candidates if c.key != best[1].key])
 
     def _measure(
-        self, system: systems.System, work: chat.Workload, rate: float, seconds: float, seed: str, repeat: int
-    ) -> dict[str, Any]:
+        self, system: systems.System, work: chat.Workload, steps: list[drive.Step], seed: str, repeat: int
+    ) -> list[dict[str, Any]]:
         self.fleet.want([system])
         return runner.measure(
             self.fleet.servers[system.key],
             work,
-            rate=rate,
-            warmup=self.settings.warmup,
-            seconds=seconds,
+            steps=steps,
+            spread=self.spread(work),
             seed=seed,
             vocab=self.vocab,
             repeat=repeat,
@@ -207,7 +217,7 @@ class Comparison:
         return float(self.state.cell(key, lambda: self._capacity(best, work, "capacity"))["capacity"])
 
     def cells(self) -> list[dict[str, Any]]:
-        """Every cell of the table: by working set, load, repeat and system, in rotating order."""
+        """Every cell: by working set, repeat and system, in rotating order, all loads after one warm-up."""
         found = []
         for factor in self.settings.factors:
             self.capacities[f"{factor:g}x"] = top = self.find_capacity(factor)
@@ -224,33 +234,32 @@ class Comparison:
         labels: dict[str, str],
     ) -> list[dict[str, Any]]:
         s, found = self.settings, []
-        keys = {
-            (load, repeat, system.key, labels.get(system.key, "")): (
-                "cell", labels.get(system.key, ""), system.key, factor, load, repeat, s.seconds, self._digest()
-            )
-            for load in loads
-            for repeat in range(s.repeats)
-            for system in group
-        }  # fmt: skip
-        missing = {key[2] for key, cell in keys.items() if not self.state.has(*cell)}
-        self.fleet.want([system for system in group if system.key in missing])
+        steps = [drive.Step(load * top, s.seconds) for load in loads]
+
+        def key(system: systems.System, repeat: int) -> tuple[object, ...]:
+            named = (labels.get(system.key, ""), system.key, factor, *loads)
+            return ("cell", *named, repeat, s.seconds, f"{top:.4f}", self._digest())
+
+        self.fleet.want(
+            [m for m in group if not all(self.state.has(*key(m, repeat)) for repeat in range(s.repeats))]
+        )
         for repeat in range(s.repeats):
             seed = f"{s.seed}/{repeat}"
             work = self.workload(seed, factor)
-            turned = [*group[repeat % len(group) :], *group[: repeat % len(group)]]
-            for load in loads:
-                for system in turned:
-                    cell = self.state.cell(
-                        keys[load, repeat, system.key, labels.get(system.key, "")],
-                        partial(self._measure, system, work, load * top, s.seconds, seed, repeat),
-                    )
-                    label = labels.get(system.key) or system.name
-                    found.append(cell | {"name": label, "factor": factor, "load": load})
-                    mean = cell["summary"]["ttft_mean"]
-                    reporting.progress(
-                        f"{factor:g}x, load {load:g}, repeat {repeat + 1}/{s.repeats}: "
-                        f"{label} mean TTFT {1000 * mean:.0f} ms"
-                    )
+            for system in (*group[repeat % len(group) :], *group[: repeat % len(group)]):
+                label = labels.get(system.key) or system.name
+                cells = self.state.cell(
+                    key(system, repeat), partial(self._measure, system, work, steps, seed, repeat)
+                )
+                found += [
+                    cell | {"name": label, "factor": factor, "load": load}
+                    for cell, load in zip(cells, loads, strict=True)
+                ]
+                means = ", ".join(f"{1000 * cell['summary']['ttft_mean']:.0f}" for cell in cells)
+                reporting.progress(
+                    f"{factor:g}x, loads {', '.join(map(str, loads))}, repeat {repeat + 1}/{s.repeats}: "
+                    f"{label} mean TTFT {means} ms"
+                )
         return found
 
     def ablations(self) -> list[dict[str, Any]]:

@@ -15,8 +15,15 @@ import aiohttp
 from elora_sglang.eval import client
 from elora_sglang.eval.serving.chat import Session, Workload, opening
 
-SPREAD = 0.7  # of the warm-up: when the live sessions come in
-LOOK = 0.25  # seconds between looks at whether the run is over
+LOOK = 0.25  # seconds between looks at whether the run is over, or its rate another
+
+
+@dataclass(frozen=True)
+class Step:
+    """So many turns a second at most, measured for so many seconds."""
+
+    rate: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,39 @@ def _host_tokens(answer: client.Answer) -> int:
     return sum(value for tier, value in answer.cached_on.items() if tier != "device")
 
 
+@dataclass(frozen=True)
+class Served:
+    """All answered requests of one run; when each step's measured time began, and snapshots at its two ends."""
+
+    records: list[Record]
+    begins: list[float]
+    snapshots: list[tuple[Any, Any]]
+
+
 class _Run:
     def __init__(
         self,
         url: str,
         workload: Workload,
         names: Sequence[str],
-        gap: float,
+        steps: Sequence[Step],
         spread: float,
-        warmup: float,
-        seconds: float,
+        settle: float,
         seed: str,
         vocab: int,
+        hints: bool,
     ) -> None:
-        self.url, self.workload, self.names, self.gap, self.spread = url, workload, names, gap, spread
-        self.seconds, self.warmup, self.seed, self.vocab = seconds, warmup, seed, vocab
-        self.begin = self.until = math.inf
+        self.url, self.workload, self.names, self.steps = url, workload, names, steps
+        self.spread, self.settle, self.seed, self.vocab, self.hints = spread, settle, seed, vocab, hints
+        self.rate = steps[0].rate
+        self.until = math.inf
         self.cold = len(workload.lanes)
+        self.warm = asyncio.Event()
         self.records: list[Record] = []
+        self.begins: list[float] = []
+        self.snapshots: list[tuple[Any, Any]] = []
         self.failures: list[str] = []
-        self.hints = False
+        self.started = time.perf_counter()
 
     def now(self) -> float:
         return time.perf_counter() - self.started
@@ -69,25 +89,38 @@ class _Run:
     async def go(self) -> None:
         timeout = aiohttp.ClientTimeout(total=600)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
-            self.started = time.perf_counter()
             await asyncio.gather(*(self._lane(http, number) for number in range(len(self.workload.lanes))))
 
-    def _warm(self) -> None:
-        """A lane has had its first answer; the measured time begins after the last lane's."""
-        self.cold -= 1
-        if self.cold == 0:
-            self.begin = max(self.now(), self.warmup)
-            self.until = self.begin + self.seconds
+    async def timeline(self, snapshot: Callable[[], Any]) -> None:
+        """Step after step, from the last lane's first answer on; sets when the run ends."""
+        await self.warm.wait()
+        await self._idle(self.spread - self.now())
+        self.until = self.now() + sum(self.settle + step.seconds for step in self.steps)
+        for step in self.steps:
+            self.rate = step.rate
+            await self._idle(self.settle)
+            before = await asyncio.to_thread(snapshot)
+            self.begins.append(self.now())
+            await self._idle(step.seconds)
+            self.snapshots.append((before, await asyncio.to_thread(snapshot)))
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _idle(self, seconds: float) -> None:
         """As long, but not beyond the end of the run."""
         wake = self.now() + seconds
         while (left := min(wake, self.until) - self.now()) > 0:
             await asyncio.sleep(min(left, LOOK))
 
+    async def _think(self, share: float) -> None:
+        """``share`` of the mean think time, which is what it is at each moment; not beyond the end of the run."""
+        while share > 0 and self.now() < self.until:
+            gap = len(self.workload.lanes) / self.rate
+            nap = min(share * gap, LOOK)
+            await asyncio.sleep(nap)
+            share -= nap / gap
+
     async def _lane(self, http: aiohttp.ClientSession, lane: int) -> None:
         rng = random.Random(f"start/{self.seed}/{lane}")
-        await self._sleep(rng.random() * self.spread)
+        await self._idle(rng.random() * self.spread)
         for number, session in enumerate(self.workload.lanes[lane]):
             if not await self._session(http, f"{lane}/{number}", session):
                 return
@@ -98,7 +131,7 @@ class _Run:
         for at in range(session.skip, len(session.turns)):
             turn = session.turns[at]
             if at > session.skip:
-                await self._sleep(turn.think * self.gap)
+                await self._think(turn.think)
             if self.now() >= self.until:
                 return False
             tokens += turn.user
@@ -112,9 +145,12 @@ class _Run:
             except (RuntimeError, aiohttp.ClientError, TimeoutError, KeyError) as error:
                 self.failures.append(f"{key}/{at}: {type(error).__name__}: {error}")
                 self.until = 0.0  # the others finish what they sent
+                self.warm.set()
                 return False
             if at == session.skip and key.endswith("/0"):
-                self._warm()
+                self.cold -= 1
+                if self.cold == 0:
+                    self.warm.set()
             self.records.append(
                 Record(
                     f"{key}/{at}",
@@ -128,18 +164,21 @@ class _Run:
                 )
             )
             tokens += answer.output_ids
-        # The next user comes a mean gap after this one left.
-        await self._sleep(self.gap * random.Random(f"next/{self.seed}/{key}").random())
+        # The next user comes up to a mean gap after this one left.
+        await self._think(random.Random(f"next/{self.seed}/{key}").random())
         return self.now() < self.until
 
 
-async def _watched(run: _Run, sample: Callable[[], Any] | None, every: float) -> None:
-    work = asyncio.create_task(run.go())
+async def _watched(
+    run: _Run, snapshot: Callable[[], Any], sample: Callable[[], Any] | None, every: float
+) -> None:
+    work, line = asyncio.create_task(run.go()), asyncio.create_task(run.timeline(snapshot))
     while not work.done():
         await asyncio.wait({work}, timeout=every)
         if sample is not None and not work.done():
             await asyncio.to_thread(sample)
     await work
+    await line
 
 
 def chat(
@@ -147,33 +186,35 @@ def chat(
     workload: Workload,
     names: Sequence[str],
     *,
-    rate: float,
-    warmup: float,
-    seconds: float,
+    steps: Sequence[Step],
+    spread: float,
+    settle: float,
     seed: str,
     vocab: int,
     hints: bool = False,
+    snapshot: Callable[[], Any] = lambda: None,
     sample: Callable[[], Any] | None = None,
     every: float = 5.0,
-) -> tuple[list[Record], float]:
-    """Serve ``workload`` at ``rate`` turns a second at most; every answered request, and when the counted time began.
+) -> Served:
+    """Serve ``workload`` at the rate of each of ``steps`` in turn, one warm-up for all of them.
 
-    It begins after ``warmup`` and not before every session alive at the start had its first answer, and lasts
-    ``seconds``.
-    The sessions that are alive at the start come in during the first part of the warm-up, with histories that no
-    cache knows. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow server is
-    asked less. ``sample`` is called every so many seconds in a thread of its own.
+    The sessions that are alive at the start come in during the first ``spread`` seconds, with histories that no
+    cache knows. The first step begins when each of them has had its first answer; ``settle`` seconds after a change of
+    the rate are not measured. A turn comes a think time (mean: live sessions / rate) after the last answer, so a slow
+    server is asked less. ``snapshot`` is called at both ends of each measured time, ``sample`` every so many seconds,
+    both in a thread.
 
     Raises RuntimeError when a request fails.
     """
-    run = _Run(
-        url, workload, names, len(workload.lanes) / rate, SPREAD * warmup, warmup, seconds, seed, vocab
-    )
-    run.hints = hints
-    asyncio.run(_watched(run, sample, every))
-    if run.failures:
-        raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
-    return run.records, run.begin
+
+    async def serve() -> Served:
+        run = _Run(url, workload, names, steps, spread, settle, seed, vocab, hints)
+        await _watched(run, snapshot, sample, every)
+        if run.failures:
+            raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
+        return Served(run.records, run.begins, run.snapshots)
+
+    return asyncio.run(serve())
 
 
 def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:

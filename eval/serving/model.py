@@ -1,21 +1,22 @@
 """The model that live comparisons run on: big enough that recomputing a prompt costs something on a CPU.
 
 6 layers, hidden size 384, 6 heads over 2 KV heads: seeded random weights in fp32, 6,144 bytes of KV a token; adapters
-on all linear layers, seeded random PEFT folders. ``python -m elora_sglang.eval.serving.model FOLDER COUNT`` writes
-them once, in a process that has not imported SGLang.
+on all linear layers, seeded random PEFT folders. ``python -m elora_sglang.eval.serving.model FOLDER COUNT RANKS``
+writes them once, in a process that has not imported SGLang. LoRA ranks are mixed by default, 8 to 64, as tenants bring
+them; ``--ranks 32`` makes all equal, which is the best case of padded slot buffers.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN = 6, 384, 6, 2, 64, 1056
 KV_BYTES_PER_TOKEN = LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
-RANKS = (32, 16, 32, 32, 8, 32, 16, 32)  # by adapter, again and again
-MAX_RANK = max(RANKS)
-FORMAT = 2
+RANKS = (32, 16, 64, 32, 8, 64, 16, 32)  # by adapter, again and again
+FORMAT = 3
 
 
 def adapter_bytes(rank: int) -> int:
@@ -25,34 +26,27 @@ def adapter_bytes(rank: int) -> int:
     return LAYERS * rank * widths * 4
 
 
-def slot_tokens() -> int:
-    """KV tokens that weigh as much as one of stock's slot buffers, which has the largest rank: rounded up.
-
-    Stock stacks q, k, v and gate, up: A has one block of rank rows per stacked matrix, as three or two matrices have.
-    """
-    return -(-adapter_bytes(MAX_RANK) // KV_BYTES_PER_TOKEN)
-
-
 def name(index: int) -> str:
     """Name of adapter ``index``."""
     return f"tenant-{index:03d}"
 
 
-def rank(index: int) -> int:
+def rank(index: int, ranks: Sequence[int] = RANKS) -> int:
     """LoRA rank of adapter ``index``."""
-    return RANKS[index % len(RANKS)]
+    return ranks[index % len(ranks)]
 
 
-def complete(folder: Path, adapters: int) -> bool:
-    """Whether ``folder`` holds the model and at least so many adapters."""
+def complete(folder: Path, adapters: int, ranks: Sequence[int] = RANKS) -> bool:
+    """Whether ``folder`` holds the model and at least so many adapters of these LoRA ranks."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return False
-    return manifest.get("format") == FORMAT and manifest.get("adapters", 0) >= adapters
+    same = manifest.get("format") == FORMAT and manifest.get("ranks") == list(ranks)
+    return same and manifest.get("adapters", 0) >= adapters
 
 
-def build(folder: Path, adapters: int, seed: int = 0) -> None:
+def build(folder: Path, adapters: int, ranks: Sequence[int] = RANKS, seed: int = 0) -> None:
     """Write model, tokenizer and adapters; the manifest last."""
     import torch
     from safetensors.torch import save_file
@@ -86,7 +80,7 @@ def build(folder: Path, adapters: int, seed: int = 0) -> None:
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for index in range(adapters):
         generator = torch.Generator().manual_seed(1000 * seed + index)
-        tensors, low = {}, rank(index)
+        tensors, low = {}, rank(index, ranks)
         for key in sorted(shapes):
             module = key.removesuffix(".weight")
             if module.rpartition(".")[2] not in ALL_LINEAR:
@@ -110,8 +104,9 @@ def build(folder: Path, adapters: int, seed: int = 0) -> None:
             "target_modules": list(ALL_LINEAR),
         }
         (target / "adapter_config.json").write_text(json.dumps(settings))
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "adapters": adapters, "seed": seed}))
+    manifest = {"format": FORMAT, "adapters": adapters, "ranks": list(ranks), "seed": seed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), int(sys.argv[2]))
+    build(Path(sys.argv[1]), int(sys.argv[2]), [int(part) for part in sys.argv[3].split(",")])

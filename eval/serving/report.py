@@ -42,7 +42,7 @@ def title(settings: Any, data: dict[str, Any]) -> str:
     )
     link = f"{data['link_gbps']:.3f} GB/s each way" if data["link_gbps"] else "off"
     return (
-        f"chat, {settings.repeats} interleaved repeats of {settings.seconds:g} s after {settings.warmup:g} s: device "
+        f"chat, {settings.repeats} interleaved repeats of {settings.seconds:g} s a load, after a warm-up: device "
         f"{budget['device_tokens']} and host {budget['host_tokens']} KV tokens for each, "
         f"{budget['adapters']} adapters\n"
         f"emulated link {link}{per_token}; proportions of: {ratio['name']} ({ratio['derived_from']})\n"
@@ -75,7 +75,7 @@ def moved_bytes(cells: Cells) -> float | None:
 
 
 def adapter_hits(cells: Cells) -> float | None:
-    """Share of a cell's requests, warm-up included, for which no adapter had to be brought to the device.
+    """Share of a cell's requests for which no adapter had to be brought to the device.
 
     Counted from the other side, alike in every system: one minus adapters loaded over requests, at least 0; what
     was loaded ahead and never used counts as a miss. None where the server does not tell.
@@ -85,7 +85,7 @@ def adapter_hits(cells: Cells) -> float | None:
         loads = next((cell["counters"][key] for key in ADAPTER_LOADS if key in cell["counters"]), None)
         if loads is None:
             return None
-        shares.append(max(0.0, 1 - loads / cell["requests_sent"]))
+        shares.append(max(0.0, 1 - loads / cell["summary"]["requests"]))
     return statistics.fmean(shares)
 
 

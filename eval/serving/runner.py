@@ -19,9 +19,10 @@ from elora_sglang.eval import reporting, server
 from elora_sglang.eval.serving import drive, model
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.chat import Workload
-from elora_sglang.eval.serving.systems import STOCK, System, require_hooks
+from elora_sglang.eval.serving.systems import STOCK, Budget, System, require_hooks
 
 BOOTS_AT_ONCE = 2
+SETTLE = 3.0  # seconds after a change of the rate that are not measured
 
 
 class State:
@@ -41,11 +42,11 @@ class State:
         """Whether the cell is finished."""
         return self.path(*key).exists()
 
-    def cell(self, key: Sequence[object], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def cell(self, key: Sequence[object], measure: Callable[[], Any]) -> Any:
         """The cell from disk, or measured now and stored when it is complete."""
         path = self.path(*key)
         if path.exists():
-            return dict(json.loads(path.read_text()))
+            return json.loads(path.read_text())
         found = measure()
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found))
@@ -86,7 +87,9 @@ class Running:
         raise RuntimeError(f"{self.system.key}: the caches could not be flushed")
 
 
-def start(system: System, folder: Path, log_dir: Path, link_gbps: float, patience: float = 600) -> Running:
+def start(
+    system: System, folder: Path, log_dir: Path, budget: Budget, link_gbps: float, patience: float = 600
+) -> Running:
     """Start a server, register its late adapters, check its hooks; it is left running."""
     context = server.server(
         folder / "base",
@@ -108,7 +111,7 @@ def start(system: System, folder: Path, log_dir: Path, link_gbps: float, patienc
             reply = live.post("/load_lora_adapter", {"lora_name": name, "lora_path": path})
             if reply.status != 200:
                 raise RuntimeError(f"{system.key}: {name} could not be loaded: {reply.text[:300]}")
-        require_hooks(system, running.info(), link_gbps)
+        require_hooks(system, running.info(), budget, link_gbps)
     except BaseException:
         running.end()
         raise
@@ -121,6 +124,7 @@ class Fleet:
 
     folder: Path
     log_dir: Path
+    budget: Budget
     link_gbps: float
     servers: dict[str, Running] = field(default_factory=dict)
 
@@ -131,7 +135,9 @@ class Fleet:
             return
         reporting.progress(f"starting {', '.join(system.key for system in new)}")
         with ThreadPoolExecutor(BOOTS_AT_ONCE) as pool:
-            futures = [pool.submit(start, s, self.folder, self.log_dir, self.link_gbps) for s in new]
+            futures = [
+                pool.submit(start, s, self.folder, self.log_dir, self.budget, self.link_gbps) for s in new
+            ]
             problem: BaseException | None = None
             for future in futures:
                 try:
@@ -183,59 +189,63 @@ def measure(
     running: Running,
     workload: Workload,
     *,
-    rate: float,
-    warmup: float,
-    seconds: float,
+    steps: Sequence[drive.Step],
+    spread: float,
     seed: str,
     vocab: int,
     repeat: int = 0,
     saturate: bool = False,
-) -> dict[str, Any]:
-    """One cell: the caches emptied, the traffic served, the figures; the server is stopped again.
+) -> list[dict[str, Any]]:
+    """One cell a step: the caches emptied, the traffic served, the figures; the server is stopped again.
 
-    Counted is what was sent after the warm-up; with ``saturate`` what was finished after it and before the end.
+    Counted is what was sent in a step's measured time; with ``saturate`` what was finished in it.
     """
     running.go()
+    samples: list[tuple[float, float]] = []
     try:
         running.flush()
-        before = residency(running.info())
-        samples: list[float] = []
 
         def sample() -> None:
             now = residency(running.info())
             if "elora.invalid_kv_slots" in now:
                 held = now["elora.evictable_slots"] + now["elora.protected_slots"]
-                samples.append(now["elora.invalid_kv_slots"] / held if held else 0.0)
+                samples.append((time.perf_counter(), now["elora.invalid_kv_slots"] / held if held else 0.0))
 
-        everything, begin = drive.chat(
+        began = time.perf_counter()
+        served = drive.chat(
             running.live.url,
             workload,
             [model.name(i) for i in range(workload.adapters)],
-            rate=rate,
-            warmup=warmup,
-            seconds=seconds,
+            steps=steps,
+            spread=spread,
+            settle=SETTLE,
             seed=seed,
             vocab=vocab,
             hints=running.system.name.endswith("+hints"),
+            snapshot=lambda: residency(running.info()),
             sample=None if running.system.name in STOCK else sample,
         )
-        after = residency(running.info())
     finally:
         running.halt()
-    records = [record for record in everything if record.sent >= begin]
-    if saturate:
-        records = [record for record in everything if begin <= record.finished < begin + seconds]
-    return {
-        "system": running.system.key,
-        "repeat": repeat,
-        "rate_asked": rate,
-        "requests_sent": len(everything),
-        "summary": figures.summary(records, seconds)
-        | ({"invalid_kv": statistics.fmean(samples)} if samples else {}),
-        "counters": {key: value - before.get(key, 0.0) for key, value in after.items()},
-        "answers": {record.key: record.output_ids for record in records},
-        "ttft": [record.ttft for record in records],
-    }
+    cells = []
+    for step, begin, (before, after) in zip(steps, served.begins, served.snapshots, strict=True):
+        end = begin + step.seconds
+        at = "finished" if saturate else "sent"
+        records = [record for record in served.records if begin <= getattr(record, at) < end]
+        invalid = [share for when, share in samples if begin <= when - began < end]
+        cells.append(
+            {
+                "system": running.system.key,
+                "repeat": repeat,
+                "rate_asked": step.rate,
+                "summary": figures.summary(records, step.seconds)
+                | ({"invalid_kv": statistics.fmean(invalid)} if invalid else {}),
+                "counters": {key: value - before.get(key, 0.0) for key, value in after.items()},
+                "answers": {record.key: record.output_ids for record in records},
+                "ttft": [record.ttft for record in records],
+            }
+        )
+    return cells
 
 
 def prefill_seconds(running: Running, vocab: int, tokens: int = 1024, times: int = 5) -> float:

@@ -12,14 +12,8 @@ from elora_sglang.integration.config import ENV_EVAL_LINK
 STOCK = ("stock", "stock-overlap", "hicache")
 ELORA = ("static", "lru", "paper", "elora", "elora+hints")
 NAMES = STOCK + ELORA
-#: What the tuning pass tries, by system: slots for stock, the adapters' share for ``static``.
-SWEEP: dict[str, tuple[float, ...]] = {
-    "stock": (4, 6, 8),
-    "stock-overlap": (4, 6, 8),
-    "hicache": (4, 6, 8),
-    "static": (0.2, 0.35, 0.5),
-}
-QUICK_SWEEP: dict[str, tuple[float, ...]] = {"stock": (4, 6), "hicache": (4, 6), "static": (0.35,)}
+#: Shares of the device memory that the tuning pass gives to adapters: as slot buffers, or as ``static``'s share.
+SHARES, QUICK_SHARES = (0.2, 0.35, 0.5), (0.3, 0.5)
 HICACHE_HOOKS = ("hicache_streams", "hicache_memory", "hicache_load", "hicache_save")
 BASELINE_HOOKS = ("adapter_copy", "overlap_loader", "report", *HICACHE_HOOKS)
 
@@ -32,11 +26,17 @@ class Budget:
     host_tokens: int
     running: int
     adapters: int
+    ranks: tuple[int, ...] = model.RANKS
+
+    @property
+    def slot_bytes(self) -> int:
+        """One of stock's slot buffers: every slot has room for the largest rank."""
+        return model.adapter_bytes(max(self.ranks))
 
     @property
     def adapters_bytes(self) -> int:
         """All adapters, as SGLang keeps them in CPU memory."""
-        return sum(model.adapter_bytes(model.rank(i)) for i in range(self.adapters))
+        return sum(model.adapter_bytes(model.rank(i, self.ranks)) for i in range(self.adapters))
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,20 @@ class System:
         return self.name if self.setting is None else f"{self.name}@{self.setting:g}"
 
 
+def sweep(name: str, budget: Budget, *, quick: bool) -> tuple[float, ...]:
+    """What the tuning pass tries: slots for stock and HiCache, the adapters' share for ``static``, else nothing."""
+    shares = QUICK_SHARES if quick else SHARES
+    if name == "static":
+        return shares[-1:] if quick else shares
+    if name not in STOCK:
+        return ()
+    slots = (round(s * budget.device_tokens * model.KV_BYTES_PER_TOKEN / budget.slot_bytes) for s in shares)
+    return tuple(sorted({max(1, count) for count in slots}))
+
+
 def kv_tokens_of_stock(budget: Budget, slots: int) -> int:
     """KV tokens left beside so many slot buffers of the largest rank. Raises ValueError when none are."""
-    left = budget.device_tokens - -(-slots * model.adapter_bytes(model.MAX_RANK) // model.KV_BYTES_PER_TOKEN)
+    left = budget.device_tokens - -(-slots * budget.slot_bytes // model.KV_BYTES_PER_TOKEN)
     if left < 2048:
         raise ValueError(
             f"{slots} slots leave {left} of {budget.device_tokens} tokens: give --device-tokens more"
@@ -71,8 +82,13 @@ def paths(folder: Path, adapters: int) -> list[str]:
 
 
 def common(budget: Budget) -> list[str]:
-    """Flags that all systems have."""
-    return ["--enable-lora", "--dtype", "float32", "--max-running-requests", str(budget.running)]
+    """Flags that all systems have.
+
+    Without the overlap schedule: on a CPU launching a batch is computing it, so a result would be handled only after
+    the *next* batch was computed, a whole decode step late, where a GPU loses nothing.
+    """
+    running = ("--max-running-requests", str(budget.running))
+    return ["--enable-lora", "--dtype", "float32", "--disable-overlap-schedule", *running]
 
 
 def make(
@@ -86,7 +102,7 @@ def make(
     """The server of a system. Raises ValueError for an unknown name or a setting that does not fit."""
     adapters = paths(folder, budget.adapters)
     if name in STOCK:
-        return _stock(name, int(setting or SWEEP[name][0]), budget, adapters, link_gbps)
+        return _stock(name, int(setting or sweep(name, budget, quick=True)[0]), budget, adapters, link_gbps)
     if name not in ELORA:
         raise ValueError(f"no system {name!r}; known are {', '.join(NAMES)}")
     flags = [
@@ -97,7 +113,7 @@ def make(
         *("--elora-link-gbps", f"{link_gbps:.6f}"),
     ]
     if name == "static":
-        setting = setting or SWEEP["static"][0]
+        setting = setting or SHARES[0]
         flags += ["--elora-lora-share", str(setting)]
     if without:
         flags += ["--elora-without", ",".join(without)]
@@ -108,7 +124,7 @@ def _stock(name: str, slots: int, budget: Budget, adapters: list[str], link_gbps
     flags = [
         *common(budget),
         *("--lora-backend", "torch_native", "--max-loras-per-batch", str(slots)),
-        *("--max-lora-rank", str(model.MAX_RANK)),
+        *("--max-lora-rank", str(max(budget.ranks))),
         *("--max-total-tokens", str(kv_tokens_of_stock(budget, slots))),
         "--enable-cache-report",
     ]
@@ -134,7 +150,7 @@ def _stock(name: str, slots: int, budget: Budget, adapters: list[str], link_gbps
     )
 
 
-def require_hooks(system: System, info: dict, link_gbps: float) -> None:
+def require_hooks(system: System, info: dict, budget: Budget, link_gbps: float) -> None:
     """Refuse a server that does not report what the comparison put into it.
 
     Raises:
@@ -151,7 +167,7 @@ def require_hooks(system: System, info: dict, link_gbps: float) -> None:
         missing = sorted({f"baseline_{hook}" for hook in BASELINE_HOOKS} - set(report["hooks"]))
         if missing:
             raise RuntimeError(f"{system.key}: hooks not in place: {', '.join(missing)}")
-        counted = int(system.setting or 0) * model.adapter_bytes(model.MAX_RANK)
+        counted = int(system.setting or 0) * budget.slot_bytes
         if report.get("slot_buffer_bytes") != counted:
             raise RuntimeError(
                 f"{system.key}: slot buffers hold {report.get('slot_buffer_bytes')} bytes, counted were {counted}"

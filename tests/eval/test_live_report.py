@@ -23,6 +23,7 @@ def cells(**changed: Any) -> list[dict[str, Any]]:
                 **dict.fromkeys(("ttft_p50", "ttft_p95", "ttft_p99", "tpot_mean", "rate"), 0.5),
                 "hit_device": 0.4,
                 "hit_host": 0.2,
+                "requests": 20,
             }
             if name in ("static", "elora"):
                 figures["invalid_kv"] = 0.3 if name == "static" else 0.0
@@ -30,7 +31,7 @@ def cells(**changed: Any) -> list[dict[str, Any]]:
                 {
                     "name": name, "system": name, "repeat": repeat, "factor": 2.0, "load": 0.7,
                     "summary": figures, "answers": {"0/0/0": [1, 2]}, "ttft": [],
-                    "counters": {"moved_load": 10.0, "moved_save": 5.0}, "requests_sent": 20,
+                    "counters": {"moved_load": 10.0, "moved_save": 5.0},
                 }
                 | changed.get(name, {})
             )  # fmt: skip

@@ -90,7 +90,7 @@ def flag(system: systems.System, name: str) -> str:
 def test_slot_buffers_count_as_device_memory(name: str, slots: int) -> None:
     system = systems.make(name, slots, budget(), Path("m"), 0.1)
     kv = int(flag(system, "--max-total-tokens")) * model.KV_BYTES_PER_TOKEN
-    total = kv + slots * model.adapter_bytes(model.MAX_RANK)
+    total = kv + slots * budget().slot_bytes
     assert total <= budget().device_tokens * model.KV_BYTES_PER_TOKEN < total + model.KV_BYTES_PER_TOKEN
     assert system.env == {"ELORA_EVAL_LINK_GBPS": "0.100000"}
 
@@ -112,6 +112,14 @@ def test_overlapped_loading_keeps_two_adapters_a_slot_and_registers_the_rest_lat
     assert len(system.late_adapters) == 4
 
 
+def test_the_sweep_gives_adapters_shares_of_the_memory_whatever_their_rank() -> None:
+    assert systems.sweep("stock", budget(), quick=False) == (2, 3, 5)  # of 64: 1,720 tokens a slot
+    equal = systems.Budget(16_384, 49_152, 8, 12, ranks=(32,))
+    assert systems.sweep("hicache", equal, quick=False) == (4, 7, 10)
+    assert systems.sweep("static", equal, quick=False) == systems.SHARES
+    assert systems.sweep("elora", equal, quick=False) == ()
+
+
 def test_slots_that_leave_no_room_are_refused() -> None:
     with pytest.raises(ValueError, match="--device-tokens"):
         systems.make("stock", 18, budget(), Path("m"), 0.1)
@@ -121,7 +129,7 @@ def info(**baseline: object) -> dict:
     report = {
         "hooks": [f"baseline_{hook}" for hook in systems.BASELINE_HOOKS],
         "link_gbps": 0.1,
-        "slot_buffer_bytes": 4 * model.adapter_bytes(model.MAX_RANK),
+        "slot_buffer_bytes": 4 * budget().slot_bytes,
     }
     return {"internal_states": [{"baseline": report | baseline}]}
 
@@ -136,11 +144,11 @@ def info(**baseline: object) -> dict:
 )
 def test_a_baseline_without_its_hooks_is_refused(change: dict, message: str) -> None:
     system = systems.make("stock", 4, budget(), Path("m"), 0.1)
-    systems.require_hooks(system, info(), 0.1)
+    systems.require_hooks(system, info(), budget(), 0.1)
     with pytest.raises(RuntimeError, match=message):
-        systems.require_hooks(system, info(**change), 0.1)
+        systems.require_hooks(system, info(**change), budget(), 0.1)
     with pytest.raises(RuntimeError, match="no baseline hooks"):
-        systems.require_hooks(system, {"internal_states": [{}]}, 0.1)
+        systems.require_hooks(system, {"internal_states": [{}]}, budget(), 0.1)
 
 
 def record(key: str, ttft: float, prompt: int = 100, cached: int = 0, host: int = 0) -> Record:
@@ -172,7 +180,7 @@ def test_only_the_first_different_answer_of_a_session_counts() -> None:
 
 def test_elora_without_its_link_is_refused() -> None:
     system = systems.make("elora", None, budget(), Path("m"), 0.1)
-    systems.require_hooks(system, {"internal_states": [{"elora": {"link_gbps": 0.1}}]}, 0.1)
+    systems.require_hooks(system, {"internal_states": [{"elora": {"link_gbps": 0.1}}]}, budget(), 0.1)
     for state in ({}, {"elora": {}}, {"elora": {"link_gbps": 0.0}}):
         with pytest.raises(RuntimeError, match="elora: "):
-            systems.require_hooks(system, {"internal_states": [state]}, 0.1)
+            systems.require_hooks(system, {"internal_states": [state]}, budget(), 0.1)
