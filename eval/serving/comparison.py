@@ -55,7 +55,7 @@ class Comparison:
     state: runner.State = field(init=False)
     link_gbps: float = 0.0
     prefill_s: float = 0.0
-    chosen: dict[str, systems.System] = field(default_factory=dict)
+    chosen: dict[str, dict[str, systems.System]] = field(default_factory=dict)
     capacities: dict[str, float] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
 
@@ -117,52 +117,49 @@ class Comparison:
         cold = len(work.lanes) * work.mean_prompt_tokens * self.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
-    def tune(self) -> None:
-        """Choose the setting of every baseline that has one, on a seed that is reported nowhere."""
+    def tune(self, factor: float) -> dict[str, systems.System]:
+        """The best setting of every system that has one, for this working set, on a seed that is reported nowhere."""
         s = self.settings
-        self._tune_stock()
-        rate = TUNING_LOAD * self.capacities["tuning"]
+        chosen = {"stock": self._tune_stock(factor)}
+        rate = TUNING_LOAD * self.capacities[f"tuning {factor:g}x"]
         for name in s.names:
-            if name in self.chosen:
+            if name in chosen:
                 continue
             sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
-            if name == "stock-overlap" and s.quick:
-                sweep = (self.chosen["stock"].setting,)
-            candidates = [self._make(name, setting) for setting in sweep]
-            self._choose(name, candidates, rate)
+            if name == "stock-overlap":
+                sweep = (chosen["stock"].setting,)  # the same buffers, filled in another way
+            chosen[name] = self._choose(name, [self._make(name, setting) for setting in sweep], rate, factor)
+        return chosen
 
-    def _tune_stock(self) -> None:
+    def _tune_stock(self, factor: float) -> systems.System:
         s = self.settings
         candidates = [self._make("stock", setting) for setting in self._sweep("stock")]
-        self._boot_for(candidates, "tune")
+        self._boot_for(candidates, factor)
         first = candidates[0]
-        key = ("capacity", first.key, "tuning", s.factors[0], s.tuning_seconds, self._digest())
-        work = self.workload(f"{s.seed}/tuning", s.factors[0])
+        key = ("capacity", first.key, "tuning", factor, self._digest())
+        work = self.workload(f"{s.seed}/tuning", factor)
         cell = self.state.cell(key, lambda: self._capacity(first, work, "tuning"))
-        self.capacities["tuning"] = cell["capacity"]
-        self._choose("stock", candidates, TUNING_LOAD * cell["capacity"])
+        self.capacities[f"tuning {factor:g}x"] = cell["capacity"]
+        return self._choose("stock", candidates, TUNING_LOAD * cell["capacity"], factor)
 
     def _capacity(self, system: systems.System, work: chat.Workload, seed: str) -> dict[str, Any]:
         self.fleet.want([system])
         found = capacity.capacity(
             self.fleet.servers[system.key],
             work,
-            spread=self.spread(work),
-            seconds=self.settings.tuning_seconds,
             seed=seed,
             vocab=self.vocab,
         )
         reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
         return found
 
-    def _boot_for(self, candidates: Sequence[systems.System], kind: str) -> None:
-        missing = [c for c in candidates if not self.state.has(*self._tune_key(c))]
+    def _boot_for(self, candidates: Sequence[systems.System], factor: float) -> None:
+        missing = [c for c in candidates if not self.state.has(*self._tune_key(c, factor))]
         if len(candidates) > 1 and missing:
             self.fleet.want(missing)
 
-    def _tune_key(self, system: systems.System) -> tuple[object, ...]:
-        s = self.settings
-        return ("tune", system.key, s.factors[0], s.tuning_seconds, self._digest())
+    def _tune_key(self, system: systems.System, factor: float) -> tuple[object, ...]:
+        return ("tune", system.key, factor, self.settings.tuning_seconds, self._digest())
 
     def _digest(self) -> str:
         s = self.settings
@@ -171,27 +168,30 @@ class Comparison:
             f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
         )
 
-    def _choose(self, name: str, candidates: Sequence[systems.System], rate: float) -> None:
+    def _choose(
+        self, name: str, candidates: Sequence[systems.System], rate: float, factor: float
+    ) -> systems.System:
         if len(candidates) == 1:
-            self.chosen[name] = candidates[0]
-            return
+            return candidates[0]
         s = self.settings
-        self._boot_for(candidates, "tune")
-        work = self.workload(f"{s.seed}/tuning", s.factors[0])
+        self._boot_for(candidates, factor)
+        work = self.workload(f"{s.seed}/tuning", factor)
         best: tuple[float, systems.System] | None = None
         for candidate in candidates:
             steps = [drive.Step(rate, s.tuning_seconds)]
             (cell,) = self.state.cell(
-                self._tune_key(candidate), partial(self._measure, candidate, work, steps, "tuning", 0)
+                self._tune_key(candidate, factor),
+                partial(self._measure, candidate, work, steps, "tuning", 0),
             )
             mean = cell["summary"]["ttft_mean"]
-            self.tuning.append({"system": name, "setting": candidate.setting, "ttft_mean": mean})
+            entry = {"system": name, "factor": factor, "setting": candidate.setting, "ttft_mean": mean}
+            self.tuning.append(entry)
             reporting.progress(f"tuning: {candidate.key} mean TTFT {1000 * mean:.0f} ms")
             if best is None or mean < best[0]:
                 best = (mean, candidate)
         assert best is not None
-        self.chosen[name] = best[1]
         self.fleet.drop([c.key for c in candidates if c.key != best[1].key])
+        return best[1]
 
     def _measure(
         self, system: systems.System, work: chat.Workload, steps: list[drive.Step], seed: str, repeat: int
@@ -207,21 +207,23 @@ class Comparison:
             repeat=repeat,
         )
 
-    def find_capacity(self, factor: float) -> float:
+    def find_capacity(self, stock: systems.System, factor: float) -> float:
         """Turns a second that the tuned stock can do with this working set."""
-        s, best = self.settings, self.chosen["stock"]
-        if s.quick and best.setting == self._sweep("stock")[0] and factor == s.factors[0]:
-            return self.capacities["tuning"]
-        key = ("capacity", best.key, factor, s.tuning_seconds, self._digest())
+        s = self.settings
+        if s.quick and stock.setting == self._sweep("stock")[0]:
+            return self.capacities[f"tuning {factor:g}x"]
+        key = ("capacity", stock.key, factor, self._digest())
         work = self.workload(f"{s.seed}/capacity", factor)
-        return float(self.state.cell(key, lambda: self._capacity(best, work, "capacity"))["capacity"])
+        return float(self.state.cell(key, lambda: self._capacity(stock, work, "capacity"))["capacity"])
 
     def cells(self) -> list[dict[str, Any]]:
         """Every cell: by working set, repeat and system, in rotating order, all loads after one warm-up."""
         found = []
         for factor in self.settings.factors:
-            self.capacities[f"{factor:g}x"] = top = self.find_capacity(factor)
-            group = [self.chosen[name] for name in self.settings.names]
+            chosen = self.chosen[f"{factor:g}x"] = self.tune(factor)
+            self.capacities[f"{factor:g}x"] = top = self.find_capacity(chosen["stock"], factor)
+            group = [chosen[name] for name in self.settings.names]
+            self.fleet.keep([system.key for system in group])
             found += self._grid(group, factor, self.settings.loads, top, {})
         return found
 
@@ -268,7 +270,7 @@ class Comparison:
         top = self.capacities[f"{factor:g}x"]
         terms, found = list(TERMS), []
         plain = self._make("elora")
-        self.fleet.drop([key for key in self.fleet.servers if key != plain.key])
+        self.fleet.keep([plain.key])
         for start in range(0, len(terms), ABLATIONS_AT_ONCE):
             group, labels = [plain], {plain.key: f"elora#{start}"}
             for term in terms[start : start + ABLATIONS_AT_ONCE]:
@@ -284,7 +286,6 @@ class Comparison:
         """Everything; servers are ended whatever happens."""
         self.prepare()
         try:
-            self.tune()
             cells = self.cells()
             ablations = self.ablations() if self.settings.ablate else []
         finally:
@@ -293,7 +294,12 @@ class Comparison:
             "cells": cells,
             "ablations": ablations,
             "tuning": self.tuning,
-            "chosen": {name: system.setting for name, system in self.chosen.items()},
+            "chosen": {
+                factor: {
+                    name: system.setting for name, system in chosen.items() if system.setting is not None
+                }
+                for factor, chosen in self.chosen.items()
+            },
             "capacities": self.capacities,
             "link_gbps": self.link_gbps,
             "prefill_s_per_token": self.prefill_s,

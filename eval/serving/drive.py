@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -77,6 +77,7 @@ class _Run:
         self.until = math.inf
         self.cold = len(workload.lanes)
         self.warm = asyncio.Event()
+        self.warm_at = math.inf
         self.records: list[Record] = []
         self.begins: list[float] = []
         self.snapshots: list[tuple[Any, Any]] = []
@@ -150,6 +151,7 @@ class _Run:
             if at == session.skip and key.endswith("/0"):
                 self.cold -= 1
                 if self.cold == 0:
+                    self.warm_at = self.now()
                     self.warm.set()
             self.records.append(
                 Record(
@@ -167,6 +169,50 @@ class _Run:
         # The next user comes up to a mean gap after this one left.
         await self._think(random.Random(f"next/{self.seed}/{key}").random())
         return self.now() < self.until
+
+
+class _Burst(_Run):
+    async def _think(self, share: float) -> None:
+        """Nobody thinks, but all wait for the last first answer."""
+        await self.warm.wait()
+
+
+def burst(
+    url: str, workload: Workload, names: Sequence[str], *, turns: int, seed: str, vocab: int
+) -> tuple[int, float]:
+    """All lanes send ``turns`` turns each, one right after the other: (turns answered, seconds until the last).
+
+    Before, each lane has one answer to a history that no cache knows. Until the *last* answer: a server that serves
+    some sessions first, and others never, gains nothing by it.
+
+    Raises RuntimeError when a request fails.
+    """
+
+    async def serve() -> _Run:
+        steps = [Step(math.inf, math.inf)]
+        run = _Burst(url, _cut(workload, 1 + turns), names, steps, 0.0, 0.0, seed, vocab, hints=False)
+        await run.go()
+        return run
+
+    run = asyncio.run(serve())
+    if run.failures:
+        raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
+    counted = [record for record in run.records if record.sent >= run.warm_at]
+    return len(counted), max(record.finished for record in counted) - run.warm_at
+
+
+def _cut(workload: Workload, turns: int) -> Workload:
+    """The first ``turns`` turns of each lane."""
+    lanes = []
+    for lane in workload.lanes:
+        left, sessions = turns, []
+        for session in lane:
+            kept = session.turns[: session.skip + left]
+            if left > 0:
+                sessions.append(replace(session, turns=kept))
+            left -= len(kept) - session.skip
+        lanes.append(tuple(sessions))
+    return replace(workload, lanes=tuple(lanes))
 
 
 async def _watched(

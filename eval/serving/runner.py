@@ -156,6 +156,10 @@ class Fleet:
             if running is not None:
                 running.end()
 
+    def keep(self, keys: Sequence[str]) -> None:
+        """End all others."""
+        self.drop([key for key in self.servers if key not in keys])
+
     def end(self) -> None:
         """End all."""
         self.drop(list(self.servers))
@@ -194,11 +198,10 @@ def measure(
     seed: str,
     vocab: int,
     repeat: int = 0,
-    saturate: bool = False,
 ) -> list[dict[str, Any]]:
     """One cell a step: the caches emptied, the traffic served, the figures; the server is stopped again.
 
-    Counted is what was sent in a step's measured time; with ``saturate`` what was finished in it.
+    Counted is what was sent in a step's measured time.
     """
     running.go()
     samples: list[tuple[float, float]] = []
@@ -230,8 +233,7 @@ def measure(
     cells = []
     for step, begin, (before, after) in zip(steps, served.begins, served.snapshots, strict=True):
         end = begin + step.seconds
-        at = "finished" if saturate else "sent"
-        records = [record for record in served.records if begin <= getattr(record, at) < end]
+        records = [record for record in served.records if begin <= record.sent < end]
         invalid = [share for when, share in samples if begin <= when - began < end]
         cells.append(
             {

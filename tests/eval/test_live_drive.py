@@ -76,3 +76,10 @@ def test_a_failed_request_ends_the_run_with_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(drive.client, "send", send)
     with pytest.raises(RuntimeError, match="HTTP 500: planted"):
         serve([drive.Step(20.0, 30.0)])
+
+
+def test_a_burst_counts_the_turns_after_the_last_first_answer(sent: list[client.Job]) -> None:
+    work = chat.generate("1", 16_000, 650.0, vocab=VOCAB)
+    turns, seconds = drive.burst("http://nowhere", work, NAMES, turns=3, seed="1", vocab=VOCAB)
+    assert turns == 3 * len(work.lanes) and len(sent) == 4 * len(work.lanes)
+    assert 0 < seconds < 60
