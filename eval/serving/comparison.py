@@ -134,9 +134,10 @@ class Comparison:
     def _tune_stock(self, factor: float) -> systems.System:
         s = self.settings
         candidates = [self._make("stock", setting) for setting in self._sweep("stock")]
-        self._boot_for(candidates, factor)
         first = candidates[0]
         key = ("capacity", first.key, "tuning", factor, self._digest())
+        if not self.state.has(*key):
+            self.fleet.want(candidates)
         work = self.workload(f"{s.seed}/tuning", factor)
         cell = self.state.cell(key, lambda: self._capacity(first, work, "tuning"))
         self.capacities[f"tuning {factor:g}x"] = cell["capacity"]
@@ -159,7 +160,8 @@ class Comparison:
             self.fleet.want(missing)
 
     def _tune_key(self, system: systems.System, factor: float) -> tuple[object, ...]:
-        return ("tune", system.key, factor, self.settings.tuning_seconds, self._digest())
+        rate = f"{self.capacities[f'tuning {factor:g}x']:.4f}"
+        return ("tune", system.key, factor, self.settings.tuning_seconds, rate, self._digest())
 
     def _digest(self) -> str:
         s = self.settings
