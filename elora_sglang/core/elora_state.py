@@ -39,6 +39,7 @@ class State:
         bias: bits by the return predictor since the last use.
         ended: a hint said that only an ended session needs it.
         session: the one session that used it, ``SHARED``, or ``None`` when unknown.
+        priced_by: the costs that its bits follow from; ``None``: they have to be worked out.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class State:
         "extra",
         "floor",
         "host_bits",
+        "priced_by",
         "session",
         "start",
         "used",
@@ -66,6 +68,7 @@ class State:
         self.extra = self.bias = self.expected = self.expected_until = 0.0
         self.ended = False
         self.session: str | None = None
+        self.priced_by: Costs | None = None
 
     def copy(self) -> State:
         """The same figures for the other half of a split node."""
@@ -82,9 +85,13 @@ class State:
         self.ended = False
 
     def price(self, node: Node, costs: Costs) -> None:
-        """Seconds per byte that keeping ``node`` saves, by today's costs: the cheapest way back if it goes."""
-        if not node.size:
+        """Seconds per byte that keeping ``node`` saves, by today's costs: the cheapest way back if it goes.
+
+        Whoever changes what else they follow from, the node's size or ``start``, clears ``priced_by``.
+        """
+        if not node.size or costs is self.priced_by:
             return
+        self.priced_by = costs
         size = node.size * costs.slot_bytes
         load = costs.load_s(node.size)
         if node.kind == "kv":

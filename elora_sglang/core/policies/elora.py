@@ -109,16 +109,26 @@ class Elora(BasePolicy):
 
     def _change(self, node: Node, state: State, before: tuple[float, float]) -> None:
         """After a change that may have lowered ``node``: its adapter keeps up, its entries follow."""
+        likely = state.probability_bits(self._frequency, self._recency, self.view.now)
         if node.kind == "kv" and node.adapter is not None and node.adapter.size and not state.ended:
             above = self._state(node.adapter)
-            above.floor = max(
-                above.floor, state.probability_bits(self._frequency, self._recency, self.view.now)
-            )
-        if self.priority(node) < before[0] or self.host_priority(node) < before[1]:
+            above.floor = max(above.floor, likely)
+        on_device, on_host = self._worth(node, state, likely)
+        if on_device < before[0] or on_host < before[1]:
             self.view.reprioritize(node)
 
-    def _both(self, node: Node) -> tuple[float, float]:
-        return self.priority(node), self.host_priority(node)
+    def _both(self, node: Node, state: State) -> tuple[float, float]:
+        return self._worth(
+            node, state, state.probability_bits(self._frequency, self._recency, self.view.now)
+        )
+
+    def _worth(self, node: Node, state: State, likely: float) -> tuple[float, float]:
+        """:meth:`priority` and :meth:`host_priority` at once, for a node whose probability bits are known."""
+        on_device = on_host = likely + state.extra
+        if self._cost:
+            on_device += state.clean_bits if node.host and node.clean else state.dirty_bits
+            on_host += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
+        return (on_device, on_host) if not state.ended else (BOTTOM + on_device, BOTTOM + on_host)
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -128,7 +138,7 @@ class Elora(BasePolicy):
         if node.kind == "adapter" and node.size:
             self._demand.resident.add(node)
         state = self._state(node)
-        before = self._both(node)
+        before = self._both(node, state)
         state.price(node, self.view.costs)
         if node.kind == "adapter":
             self._score_adapter(node)
@@ -137,7 +147,7 @@ class Elora(BasePolicy):
     def on_use(self, node: Node) -> None:
         """Counts the use; what was hinted or predicted about it has come true."""
         now, state = self.view.now, self._state(node)
-        before = self._both(node)
+        before = self._both(node, state)
         state.use(now)
         state.price(node, self.view.costs)
         if node.kind == "adapter":
@@ -147,9 +157,10 @@ class Elora(BasePolicy):
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves keep the figures."""
         state = self._state(lower)
-        before = self._both(lower)
+        before = self._both(lower, state)
         upper.mark = above = state.copy()
         state.start = above.start + upper.size
+        above.priced_by = state.priced_by = None
         above.price(upper, self.view.costs)
         state.price(lower, self.view.costs)
         if state.expected_until:
@@ -232,7 +243,8 @@ class Elora(BasePolicy):
         return tail
 
     def _set(self, node: Node, *, ended: bool = False, bias: float = 0.0) -> None:
-        state, before = self._state(node), self._both(node)
+        state = self._state(node)
+        before = self._both(node, state)
         state.ended, state.bias = ended, bias
         self._change(node, state, before)
 
@@ -240,7 +252,8 @@ class Elora(BasePolicy):
         now, wait = self.view.now, hints.expect_return_s or 0.0
         until = now + wait * (1.0 + SLACK) + SLACK_S
         for one in self._tail(node, hints.session):
-            state, before = self._state(one), self._both(one)
+            state = self._state(one)
+            before = self._both(one, state)
             state.expected, state.expected_until, state.ended = now + wait, until, False
             heapq.heappush(self._expected, (until, one.id, one))
             self._change(one, state, before)
@@ -272,7 +285,7 @@ class Elora(BasePolicy):
             until, _, node = heapq.heappop(self._expected)
             state: State | None = node.mark
             if state is not None and state.expected_until == until and node.parent is not None:
-                before = self._both(node)
+                before = self._both(node, state)
                 state.expected = state.expected_until = 0.0
                 self._change(node, state, before)
 
