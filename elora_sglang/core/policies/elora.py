@@ -118,9 +118,7 @@ class Elora(BasePolicy):
             self.view.reprioritize(node)
 
     def _both(self, node: Node, state: State) -> tuple[float, float]:
-        return self._worth(
-            node, state, state.probability_bits(self._frequency, self._recency, self.view.now)
-        )
+        return self._worth(node, state, state.probability_bits(self._frequency, self._recency, self.view.now))
 
     def _worth(self, node: Node, state: State, likely: float) -> tuple[float, float]:
         """:meth:`priority` and :meth:`host_priority` at once, for a node whose probability bits are known."""
