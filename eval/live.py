@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval import reporting, server
 from elora_sglang.eval.serving import comparison, model, profile, report, systems
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
@@ -104,7 +103,7 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
     # Ended from outside, it still takes its servers with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: server.end_with(143))
     chosen = settings(args)
     try:
         data = comparison.Comparison(chosen).run()

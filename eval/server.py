@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_started: list[subprocess.Popen[bytes]] = []
+
 LOG_TAIL = 60  # lines of a server's log shown when it does not come up
 
 
@@ -172,7 +174,19 @@ def start(
             start_new_session=True,
         )
     atexit.register(kill_group, process)
+    _started.append(process)
     return process
+
+
+def end_with(status: int) -> None:
+    """Kill everything this process started and end it at once, whatever it is doing. For signal handlers.
+
+    An exception would not do: an event loop or a thread pool keeps it until their work is over.
+    """
+    for process in _started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    os._exit(status)
 
 
 def run(
