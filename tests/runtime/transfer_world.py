@@ -38,6 +38,14 @@ def make_device(dtype: torch.dtype = torch.bfloat16, page: int = 1, slots: int =
     return UnifiedPool(*buffers, page_size=page)
 
 
+TEN, NEXT = torch.arange(20, 30), torch.arange(40, 50)
+
+
+def whole_pages(firsts: list[int], page: int) -> torch.Tensor:
+    """Slots of whole pages, in the order of the pages."""
+    return (torch.tensor(firsts)[:, None] * page + torch.arange(page)).flatten()
+
+
 class World:
     """Two tiers, and an engine whose link carries one layer of ten slots in a second."""
 
