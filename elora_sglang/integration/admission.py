@@ -3,16 +3,16 @@
 SGLang's ``PrefillAdder`` knows what the current pass has already promised, so the check lives there
 (``managers/schedule_policy.py``), and adapters are made resident at that moment.
 
-Order. SGLang scans the waiting queue and stops at the first request that does not fit. A request that lacks
-only room for its adapter is *passed over* instead: base-model requests and requests of resident adapters
-behind it may run, but none may bring in another adapter before it. After ``MAX_OVERTAKES`` admissions past it,
-what it needs is set aside from the pass's budget: whoever is behind runs in what is left beyond that, and
-everything that ends makes room for it. In queue order (``--schedule-policy fcfs``, SGLang's default) no request
-waits for ever; policies that reorder the queue by cached prefix may starve cold prompts, as stock does.
+Order. SGLang scans the waiting queue and stops at the first request that does not fit. A request that lacks only
+room for its adapter, or whose copy is far from done, is *passed over* instead, and those behind it may run as far as
+``core/fairness.py`` lets them: so far that nobody waits for an adapter more than twice as long, in batches, as
+with nobody passing. None of them may bring in another adapter before a request that lacks room for its own. Room for
+a request whose copy is under way is set aside, so whoever passes it costs it a prefill at most.
+With policies other than ``--schedule-policy fcfs`` the rule bounds only what adapters do to their order.
 
 What the host has starts moving when a request is queued, and admission does not wait for it: the forward does, layer
-by layer. A request whose copy is far from done is passed over while others can run. An adapter that only its file has
-is read here at the latest, which blocks, so one pass reads at most ``MAX_LOADS`` of them.
+by layer. An adapter that only its file has is read here at the latest, which blocks, so one pass reads at most
+``MAX_LOADS`` of them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,8 @@ if TYPE_CHECKING:
 
     from elora_sglang.core.node import Node
 
-#: Admissions that may overtake one request that waits for room for its adapter.
-MAX_OVERTAKES = 64
-
 #: Adapters that one prefill pass may load from their files.
 MAX_LOADS = 2
-
-#: Attribute on a request: how many admissions have overtaken it since it last ran.
-_OVERTAKEN = "_elora_overtaken"
 
 
 class EloraPrefillAdder(PrefillAdder):
@@ -56,36 +50,66 @@ class EloraPrefillAdder(PrefillAdder):
         #: Whether this pass passed over a request whose copy is far from done.
         self.passed_over: bool = False
         self._loads = 0
+        self._chunk = self.rem_chunk_tokens
+        #: Whether a request was passed over, so that those behind it are overtakers.
+        self._stopped = False
+        #: Of those passed over: how many have their room set aside, so that only prefills can delay them, and
+        #: how many have not.
+        self._kept = self._short = 0
+        #: Whether nobody else may be admitted in this pass.
+        self._closed = False
         cache = self.tree_cache
-        runs = self.running_batch is not None and bool(self.running_batch.reqs)
+        running = self.running_batch.reqs if self.running_batch is not None else []
         before = cache.begin_pass(self)
+        # Those admitted by the pass before may not have been merged into the running batch yet.
+        latest = before.can_run_list if before is not None else []
+        cache.fairness.begin_pass({req.rid for reqs in (running, latest) for req in reqs})
         # Nothing ran since the last pass, because it passed over all it saw: waiting in the forward is better.
-        self._patient = runs or before is None or not before.passed_over or bool(before.can_run_list)
+        self._patient = bool(running) or before is None or not before.passed_over or bool(latest)
+
+    def budget_state(self) -> AddReqResult:
+        """SGLang asks this before each request of the queue; ``OTHER`` ends the scan without marking the batch
+        as full, so that the next iteration looks again.
+        """
+        return AddReqResult.OTHER if self._closed else super().budget_state()
 
     def may_consider(self, req: Req) -> bool:
-        """Whether ``req`` may be looked at now: not before what it needs is near, nor its adapter before a
-        blocked request's. Mutates only ``passed_over``.
+        """Whether ``req`` may be looked at now: not if it may not pass those before it, nor before what it needs
+        is near, nor its adapter before a blocked request's. Mutates what is noted about the pass and the queue.
         """
         cache = self.tree_cache
+        if self._stopped and not cache.fairness.may_pass(req.rid, **self._batches(req)):
+            return False
         if self._patient and cache.tier is not None and not cache.manager.ready(req.rid):
             self.passed_over = True
+            self._pass_over(req, self._need(req, cache.adapter_node(req.lora_id)), for_copy=True)
             return False
-        return self.blocked is None or cache.adapter_node(req.lora_id).resident
+        if self.blocked is None or cache.adapter_node(req.lora_id).resident:
+            return True
+        cache.fairness.passed_over(req.rid)
+        return False
 
     def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
         """Admit ``req`` or say why not; loads its adapter first when it fits. Mutates pool and tree."""
+        fairness = self.tree_cache.fairness
         node = self.tree_cache.adapter_node(req.lora_id)
         admitted = len(self.can_run_list)
+        batches = self._batches(req)
         verdict = None if node.resident else self._bring_in(req, node)
         if verdict is None:
             verdict = super().add_one_req(req, has_chunked_req, truncation_align_size)
         if len(self.can_run_list) > admitted:
             self.tree_cache.admitted(req)
-            setattr(req, _OVERTAKEN, 0)
-            if self.blocked is not None:
-                setattr(self.blocked, _OVERTAKEN, getattr(self.blocked, _OVERTAKEN, 0) + 1)
+            fairness.admit(req.rid, passing=self._stopped, **batches)
         elif (verdict is AddReqResult.NO_TOKEN or self.blocked is req) and self._nothing_will_end():
             give_up(req, "The request cannot fit: nothing runs, and its adapter and tokens exceed the pool.")
+        elif verdict is AddReqResult.NO_TOKEN and not self._stopped:
+            # Nobody passes it, but the slots of former overtakers may be what it lacks.
+            need = self._need(req, node) - req.prefix_len
+            fairness.stopped(req.rid, fcfs_waits=self._fcfs_waits(req, need))
+        if verdict is AddReqResult.NO_TOKEN and self.passed_over:
+            # "Full" would keep the one whose copy arrives waiting until somebody ends.
+            return AddReqResult.OTHER
         return verdict
 
     def preempt_to_schedule(self, req: Req) -> bool:
@@ -106,16 +130,12 @@ class EloraPrefillAdder(PrefillAdder):
         if self.prefill_max_requests is not None and len(self.can_run_list) >= self.prefill_max_requests:
             return AddReqResult.OTHER
         at_hand = node.clean  # a copy from the host blocks nobody
-        if self.blocked is not None or (self._loads >= MAX_LOADS and not at_hand):
-            return AddReqResult.CONTINUE  # the room or the time belongs to an earlier request
-        new_tokens = max(req.sampling_params.max_new_tokens - len(req.output_ids), 0)
-        need = (
-            node.size
-            + len(req.full_untruncated_fill_ids)
-            - req.prefix_len
-            + min(new_tokens, CLIP_MAX_NEW_TOKENS)
-            + self.per_req_token_overhead
-        )
+        need = self._need(req, node) - req.prefix_len
+        if self._loads >= MAX_LOADS and not at_hand:
+            self._pass_over(
+                req, need, for_copy=True
+            )  # in queue order it would wait for the next pass as well
+            return AddReqResult.CONTINUE
         # The same strict comparison as PrefillBudget.check_prefill, which will see `node.size` less.
         if need < self.memory_budget.remaining_total:
             try:
@@ -126,9 +146,73 @@ class EloraPrefillAdder(PrefillAdder):
                 give_up(req, str(error), status=error.status_code)
                 return AddReqResult.CONTINUE
         self.blocked = req
-        if getattr(req, _OVERTAKEN, 0) >= MAX_OVERTAKES:
-            self.memory_budget.total_offset += need
+        self._pass_over(req, need, for_copy=False)
         return AddReqResult.CONTINUE
+
+    def _pass_over(self, req: Req, need: int, *, for_copy: bool) -> None:
+        """``req`` waits for its adapter's room or for a copy: who may be admitted before it?"""
+        fairness = self.tree_cache.fairness
+        fairness.passed_over(req.rid)
+        if not self._stopped:
+            waits = for_copy or self._fcfs_waits(req, need)
+            fairness.stopped(req.rid, fcfs_waits=waits, for_copy=for_copy)
+        self._stopped = True
+        if for_copy and need < self.memory_budget.remaining_total:
+            self.memory_budget.total_offset += need
+            self._kept += 1
+        else:
+            self._short += 1
+        # Ends the scan at once where not even the shortest request may pass: a thousand may wait.
+        self._closed = not fairness.may_pass(None, chunks=1, tokens=0 if self._keeps_room() else 1)
+
+    def _need(self, req: Req, node: Node) -> int:
+        """Slots that ``req`` takes at most, its adapter's included while that has none; its prefix as if uncached."""
+        adapter = 0 if node.resident else node.size
+        return (
+            adapter + _length(req) + min(_tokens_left(req), CLIP_MAX_NEW_TOKENS) + self.per_req_token_overhead
+        )
+
+    def _batches(self, req: Req) -> dict[str, int]:
+        """Prefill and decode batches by which ``req`` could delay those that it passes."""
+        chunks = 1
+        if self._chunk is not None and self._chunk > 0:
+            # The first chunk is what this pass has left of its own.
+            chunks += -(-max(_length(req) - max(self.rem_chunk_tokens, 0), 0) // self._chunk)
+        held = not self._keeps_room() and req.to_finish is None
+        return {"chunks": chunks, "tokens": _tokens_left(req) if held else 0}
+
+    def _keeps_room(self) -> bool:
+        """Whether room, and a row, is set aside for all that were passed over."""
+        if self.max_running_requests is None or self.running_batch is None:
+            return self._short == 0
+        rows = self.max_running_requests - len(self.running_batch.reqs) - len(self.can_run_list)
+        return self._short == 0 and rows > self._kept
+
+    def _fcfs_waits(self, req: Req, need: int) -> bool:
+        """Whether ``req`` would not fit even if nobody had overtaken it."""
+        return need >= self.memory_budget.remaining_total + self._held_by_overtakers(req)
+
+    def _held_by_overtakers(self, req: Req) -> int:
+        """Slots that end with the overtakers of ``req``: never too few; what others share is counted for them."""
+        late = set(self.tree_cache.fairness.overtakers(req.rid))
+        if not late:
+            return 0
+        reqs = [*(self.running_batch.reqs if self.running_batch is not None else ()), *self.can_run_list]
+        kept = {other.lora_id for other in reqs if other.rid not in late}
+        held, seen = 0, set()
+        for other in reqs:
+            if other.rid not in late:
+                continue
+            tokens = _length(other) - other.kv.cache_protected_len
+            left = min(_tokens_left(other), CLIP_MAX_NEW_TOKENS)
+            held += max(tokens, 0) + left + self.per_req_token_overhead
+            node: Node | None = other.last_node
+            while node is not None and node.kind != "root" and node.id not in seen:
+                seen.add(node.id)
+                if node.kind == "kv" or not (node.pinned or other.lora_id in kept):
+                    held += node.size
+                node = node.parent
+        return held
 
     def _nothing_will_end(self) -> bool:
         """Whether no request holds anything that could be waited for: only pinned adapters are protected."""
@@ -139,6 +223,16 @@ class EloraPrefillAdder(PrefillAdder):
         tree = self.tree_cache.tree
         pinned = sum(node.size for node in tree.adapters() if node.pinned and node.resident)
         return bool(tree.protected_size == pinned)
+
+
+def _length(req: Req) -> int:
+    """Tokens of ``req`` so far."""
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def _tokens_left(req: Req) -> int:
+    """Tokens that ``req`` may still generate."""
+    return max(req.sampling_params.max_new_tokens - len(req.output_ids), 0)
 
 
 def give_up(req: Req, message: str, status: int = 400) -> None:

@@ -28,6 +28,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 
 from elora_sglang.core.costs import Costs
+from elora_sglang.core.fairness import Overtaking
 from elora_sglang.core.manager import Action, Load
 from elora_sglang.core.node import Node
 from elora_sglang.integration import config, host_tier, session_hints, verify
@@ -134,6 +135,8 @@ class EloraRadixCache(BasePrefixCache):
         )
         self.tree = self.manager.tree
         self.stats = CacheStats()
+        #: Who may be admitted before whom while requests wait for adapters.
+        self.fairness = Overtaking()
         rank, ranks = host_tier.ranks()
         self.trace = host_tier.record(self.manager, settings.trace_out, rank)
         self.meter = (
@@ -233,8 +236,10 @@ class EloraRadixCache(BasePrefixCache):
         """The request waits from now on; what it needs may start moving at the next tick."""
         lost = req.lora_id is not None and not self.weights.is_loaded(req.lora_id)
         if lost or req.to_finish is not None:
+            self.fairness.queue(req.rid, for_adapter=False)
             return
         adapter = self.adapter_node(req.lora_id)
+        self.fairness.queue(req.rid, for_adapter=not adapter.resident)
         req.refresh_fill_ids()
         ids = req.full_untruncated_fill_ids
         if req.positional_embed_overrides is not None:
@@ -279,6 +284,7 @@ class EloraRadixCache(BasePrefixCache):
     def release_aborted_request(self, handle: CacheRequestHandle) -> None:
         """A waiting request was aborted: nothing is fetched or kept for it any more."""
         self._fetched.pop(handle.rid, None)
+        self.fairness.leave(handle.rid)
         self.manager.forget(handle.rid)
 
     def on_release(self, req: Req, *, checkpointed: bool) -> None:

@@ -90,9 +90,20 @@ def on_tick(result: Any, scheduler: Scheduler, *args: Any, **kwargs: Any) -> Non
 
 
 def before_batch(scheduler: Scheduler, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> None:
-    """BEFORE ``Scheduler.run_batch``: slots that were given away while they were saved are not written yet."""
+    """BEFORE ``Scheduler.run_batch``: the queue's logical time, which counts batches, goes on.
+
+    And slots that were given away while they were saved are not written yet.
+    """
     cache = _cache(scheduler)
-    if cache is not None and cache.tier is not None:
+    if cache is None:
+        return
+    mode = batch.forward_mode
+    if not mode.is_idle():
+        prefill = mode.is_extend()
+        cache.fairness.batch(
+            (req.rid for req in batch.reqs), prefill=prefill, decode=mode.is_mixed() or not prefill
+        )
+    if cache.tier is not None:
         cache.tier.engine.before_forward(batch.out_cache_loc)
 
 
