@@ -80,13 +80,16 @@ class EloraPrefillAdder(PrefillAdder):
         cache = self.tree_cache
         if self._stopped and not cache.fairness.may_pass(req.rid, **self._batches(req)):
             return False
-        if self._patient and cache.tier is not None and not cache.manager.ready(req.rid):
-            self.passed_over = True
-            self._pass_over(req, self._need(req, cache.adapter_node(req.lora_id)), for_copy=True)
+        node = cache.adapter_node(req.lora_id)
+        far = self._patient and cache.tier is not None and not cache.manager.ready(req.rid)
+        # In queue order, too, a third adapter to read waits for the next pass. A host copy takes nobody's time.
+        if far or (self._loads >= MAX_LOADS and not node.resident and not node.clean):
+            self.passed_over |= far
+            self._pass_over(req, self._need(req, node), for_copy=True)
             return False
-        if self.blocked is None or cache.adapter_node(req.lora_id).resident:
+        if self.blocked is None or node.resident:
             return True
-        cache.fairness.passed_over(req.rid)
+        cache.fairness.passed_over(req.rid)  # the room belongs to an earlier request
         return False
 
     def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
@@ -105,8 +108,8 @@ class EloraPrefillAdder(PrefillAdder):
             give_up(req, "The request cannot fit: nothing runs, and its adapter and tokens exceed the pool.")
         elif verdict is AddReqResult.NO_TOKEN and not self._stopped:
             # Nobody passes it, but the slots of former overtakers may be what it lacks.
-            need = self._need(req, node) - req.prefix_len
-            fairness.stopped(req.rid, fcfs_waits=self._fcfs_waits(req, need))
+            waits = self._fcfs_waits(req, self._need(req, req.last_node) - req.prefix_len)
+            fairness.stopped(req.rid, fcfs_waits=waits)
         if verdict is AddReqResult.NO_TOKEN and self.passed_over:
             # "Full" would keep the one whose copy arrives waiting until somebody ends.
             return AddReqResult.OTHER
@@ -129,13 +132,8 @@ class EloraPrefillAdder(PrefillAdder):
         """Make the request's adapter resident; a verdict when the request cannot be admitted now."""
         if self.prefill_max_requests is not None and len(self.can_run_list) >= self.prefill_max_requests:
             return AddReqResult.OTHER
-        at_hand = node.clean  # a copy from the host blocks nobody
-        need = self._need(req, node) - req.prefix_len
-        if self._loads >= MAX_LOADS and not at_hand:
-            self._pass_over(
-                req, need, for_copy=True
-            )  # in queue order it would wait for the next pass as well
-            return AddReqResult.CONTINUE
+        at_hand = node.clean
+        need = self._need(req, node)
         # The same strict comparison as PrefillBudget.check_prefill, which will see `node.size` less.
         if need < self.memory_budget.remaining_total:
             try:
@@ -166,11 +164,15 @@ class EloraPrefillAdder(PrefillAdder):
         self._closed = not fairness.may_pass(None, chunks=1, tokens=0 if self._keeps_room() else 1)
 
     def _need(self, req: Req, node: Node) -> int:
-        """Slots that ``req`` takes at most, its adapter's included while that has none; its prefix as if uncached."""
-        adapter = 0 if node.resident else node.size
-        return (
-            adapter + _length(req) + min(_tokens_left(req), CLIP_MAX_NEW_TOKENS) + self.per_req_token_overhead
-        )
+        """Slots that ``req`` takes of the room: its tokens, none of them cached, and what is not locked from
+        ``node`` up to its adapter, which counts as room so far.
+        """
+        need = _length(req) + min(_tokens_left(req), CLIP_MAX_NEW_TOKENS) + self.per_req_token_overhead
+        while node.parent is not None:
+            if not node.resident or node.evictable:
+                need += node.size
+            node = node.parent
+        return need
 
     def _batches(self, req: Req) -> dict[str, int]:
         """Prefill and decode batches by which ``req`` could delay those that it passes."""
