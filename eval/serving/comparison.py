@@ -18,7 +18,9 @@ from elora_sglang.integration.config import TERMS
 TUNING_LOAD = 0.7
 #: Share of the machine that the histories of the sessions alive at the start take while they come in.
 COLD_LOAD = 0.75
-ABLATION_LOAD = 0.7
+ABLATION_LOAD = 0.8
+#: Systems whose own capacity loads are shares of; and those that are not measured at a stronger one's.
+BASES, HOSTLESS = ("stock", "hicache"), ("stock", "stock-overlap")
 ABLATIONS_AT_ONCE = 4
 
 
@@ -44,6 +46,15 @@ class Settings:
     link: str
     ranks: tuple[int, ...]
     gpu: profile.Profile
+
+
+@dataclass(frozen=True)
+class Load:
+    """``share`` of what the tuned system ``of`` can do with a working set: ``rate`` turns a second."""
+
+    of: str
+    share: float
+    rate: float
 
 
 @dataclass
@@ -118,50 +129,47 @@ class Comparison:
         return cold if self.settings.warmup is None else self.settings.warmup
 
     def tune(self, factor: float) -> dict[str, systems.System]:
-        """The best setting of every system that has one, for this working set, on a seed that is reported nowhere."""
+        """The best setting of every system that has one, for this working set, on a seed that is reported nowhere.
+
+        Baselines whose capacity loads are shares of are tuned at a share of their own, the others at the last one's.
+        """
         s = self.settings
-        chosen = {"stock": self._tune_stock(factor)}
-        rate = TUNING_LOAD * self.capacities[f"tuning {factor:g}x"]
-        for name in s.names:
-            if name in chosen:
-                continue
+        chosen: dict[str, systems.System] = {}
+        for name in sorted(s.names, key=lambda name: name not in BASES):
             sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
             if name == "stock-overlap":
                 sweep = (chosen["stock"].setting,)  # the same buffers, filled in another way
-            chosen[name] = self._choose(name, [self._make(name, setting) for setting in sweep], rate, factor)
+            candidates = [self._make(name, setting) for setting in sweep]
+            if name in BASES:
+                if not self.state.has(*self._capacity_key(candidates[0], factor, "tuning")):
+                    self.fleet.want(candidates)
+                top = self._capacity(candidates[0], factor, "tuning")
+            chosen[name] = self._choose(name, candidates, TUNING_LOAD * top, factor)
+            if name in BASES:
+                # The quick run takes what it knows already; the other seeds of the full one may differ a little.
+                known = s.quick and chosen[name] is candidates[0]
+                seed = "tuning" if known else "capacity"
+                self.capacities[f"{factor:g}x {name}"] = self._capacity(chosen[name], factor, seed)
         return chosen
 
-    def _tune_stock(self, factor: float) -> systems.System:
-        s = self.settings
-        candidates = [self._make("stock", setting) for setting in self._sweep("stock")]
-        first = candidates[0]
-        key = ("capacity", first.key, "tuning", factor, self._digest())
-        if not self.state.has(*key):
-            self.fleet.want(candidates)
-        work = self.workload(f"{s.seed}/tuning", factor)
-        cell = self.state.cell(key, lambda: self._capacity(first, work, "tuning"))
-        self.capacities[f"tuning {factor:g}x"] = cell["capacity"]
-        return self._choose("stock", candidates, TUNING_LOAD * cell["capacity"], factor)
+    def _capacity_key(self, system: systems.System, factor: float, seed: str) -> tuple[object, ...]:
+        return ("capacity", system.key, seed, factor, self._digest())
 
-    def _capacity(self, system: systems.System, work: chat.Workload, seed: str) -> dict[str, Any]:
-        self.fleet.want([system])
-        found = capacity.capacity(
-            self.fleet.servers[system.key],
-            work,
-            seed=seed,
-            vocab=self.vocab,
-        )
-        reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
-        return found
+    def _capacity(self, system: systems.System, factor: float, seed: str) -> float:
+        """Turns a second that a system can do with this working set."""
 
-    def _boot_for(self, candidates: Sequence[systems.System], factor: float) -> None:
-        missing = [c for c in candidates if not self.state.has(*self._tune_key(c, factor))]
-        if len(candidates) > 1 and missing:
-            self.fleet.want(missing)
+        def measure() -> dict[str, Any]:
+            self.fleet.want([system])
+            work = self.workload(f"{self.settings.seed}/{seed}", factor)
+            server = self.fleet.servers[system.key]
+            found = capacity.capacity(server, work, seed=seed, vocab=self.vocab)
+            reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
+            return found
 
-    def _tune_key(self, system: systems.System, factor: float) -> tuple[object, ...]:
-        rate = f"{self.capacities[f'tuning {factor:g}x']:.4f}"
-        return ("tune", system.key, factor, self.settings.tuning_seconds, rate, self._digest())
+        return float(self.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
+
+    def _tune_key(self, system: systems.System, factor: float, rate: float) -> tuple[object, ...]:
+        return ("tune", system.key, factor, self.settings.tuning_seconds, f"{rate:.4f}", self._digest())
 
     def _digest(self) -> str:
         s = self.settings
@@ -176,15 +184,13 @@ class Comparison:
         if len(candidates) == 1:
             return candidates[0]
         s = self.settings
-        self._boot_for(candidates, factor)
+        keys = [self._tune_key(candidate, factor, rate) for candidate in candidates]
+        self.fleet.want([c for c, key in zip(candidates, keys, strict=True) if not self.state.has(*key)])
         work = self.workload(f"{s.seed}/tuning", factor)
         best: tuple[float, systems.System] | None = None
-        for candidate in candidates:
+        for candidate, key in zip(candidates, keys, strict=True):
             steps = [drive.Step(rate, s.tuning_seconds)]
-            (cell,) = self.state.cell(
-                self._tune_key(candidate, factor),
-                partial(self._measure, candidate, work, steps, "tuning", 0),
-            )
+            (cell,) = self.state.cell(key, partial(self._measure, candidate, work, steps, "tuning", 0))
             mean = cell["summary"]["ttft_mean"]
             entry = {"system": name, "factor": factor, "setting": candidate.setting, "ttft_mean": mean}
             self.tuning.append(entry)
@@ -209,40 +215,35 @@ class Comparison:
             repeat=repeat,
         )
 
-    def find_capacity(self, stock: systems.System, factor: float) -> float:
-        """Turns a second that the tuned stock can do with this working set."""
-        s = self.settings
-        if s.quick and stock.setting == self._sweep("stock")[0]:
-            return self.capacities[f"tuning {factor:g}x"]
-        key = ("capacity", stock.key, factor, self._digest())
-        work = self.workload(f"{s.seed}/capacity", factor)
-        return float(self.state.cell(key, lambda: self._capacity(stock, work, "capacity"))["capacity"])
+    def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
+        """The loads of this working set, the lightest first."""
+        tops = {of: self.capacities[f"{factor:g}x {of}"] for of in BASES if of in self.settings.names}
+        found = [Load(of, share, share * top) for of, top in tops.items() for share in shares]
+        return sorted(found, key=lambda load: load.rate)
 
     def cells(self) -> list[dict[str, Any]]:
         """Every cell: by working set, repeat and system, in rotating order, all loads after one warm-up."""
         found = []
         for factor in self.settings.factors:
             chosen = self.chosen[f"{factor:g}x"] = self.tune(factor)
-            self.capacities[f"{factor:g}x"] = top = self.find_capacity(chosen["stock"], factor)
             group = [chosen[name] for name in self.settings.names]
             self.fleet.keep([system.key for system in group])
-            found += self._grid(group, factor, self.settings.loads, top, {})
+            found += self._grid(group, factor, self.loads(factor, self.settings.loads), {})
         return found
 
     def _grid(
-        self,
-        group: Sequence[systems.System],
-        factor: float,
-        loads: Sequence[float],
-        top: float,
-        labels: dict[str, str],
+        self, group: Sequence[systems.System], factor: float, loads: Sequence[Load], labels: dict[str, str]
     ) -> list[dict[str, Any]]:
         s, found = self.settings, []
-        steps = [drive.Step(load * top, s.seconds) for load in loads]
+
+        def mine(system: systems.System) -> list[Load]:
+            # Systems without a host tier would only drown in what one with it can do.
+            return [load for load in loads if load.of == "stock" or system.name not in HOSTLESS]
 
         def key(system: systems.System, repeat: int) -> tuple[object, ...]:
-            named = (labels.get(system.key, ""), system.key, factor, *loads)
-            return ("cell", *named, repeat, s.seconds, f"{top:.4f}", self._digest())
+            rates = "+".join(f"{load.rate:.4f}" for load in mine(system))
+            named = (labels.get(system.key, ""), system.key, factor, rates)
+            return ("cell", *named, repeat, s.seconds, self._digest())
 
         self.fleet.want(
             [m for m in group if not all(self.state.has(*key(m, repeat)) for repeat in range(s.repeats))]
@@ -252,24 +253,27 @@ class Comparison:
             work = self.workload(seed, factor)
             for system in (*group[repeat % len(group) :], *group[: repeat % len(group)]):
                 label = labels.get(system.key) or system.name
+                steps = [drive.Step(load.rate, s.seconds) for load in mine(system)]
                 cells = self.state.cell(
                     key(system, repeat), partial(self._measure, system, work, steps, seed, repeat)
                 )
                 found += [
-                    cell | {"name": label, "factor": factor, "load": load}
-                    for cell, load in zip(cells, loads, strict=True)
+                    cell | {"name": label, "factor": factor, "load": load.share, "of": load.of}
+                    for cell, load in zip(cells, mine(system), strict=True)
                 ]
-                means = ", ".join(f"{1000 * cell['summary']['ttft_mean']:.0f}" for cell in cells)
+                means = ", ".join(
+                    f"{1000 * cell['summary']['ttft_mean']:.0f} at {step.rate:.2f}/s"
+                    for cell, step in zip(cells, steps, strict=True)
+                )
                 reporting.progress(
-                    f"{factor:g}x, loads {', '.join(map(str, loads))}, repeat {repeat + 1}/{s.repeats}: "
-                    f"{label} mean TTFT {means} ms"
+                    f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {label} mean TTFT ms: {means}"
                 )
         return found
 
     def ablations(self) -> list[dict[str, Any]]:
         """``elora`` without one part at a time, beside plain ``elora``, a few servers at a time."""
-        factor = self.settings.factors[0]
-        top = self.capacities[f"{factor:g}x"]
+        factor = self.settings.factors[-1]
+        loads = self.loads(factor, (ABLATION_LOAD,))[-1:]
         terms, found = list(TERMS), []
         plain = self._make("elora")
         self.fleet.keep([plain.key])
@@ -280,7 +284,7 @@ class Comparison:
                 made = systems.System(f"elora-without-{term}", None, made.flags)
                 group.append(made)
                 labels[made.key] = made.name
-            found += self._grid(group, factor, (ABLATION_LOAD,), top, labels)
+            found += self._grid(group, factor, loads, labels)
             self.fleet.drop([system.key for system in group[1:]])
         return found
 
