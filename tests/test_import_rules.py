@@ -72,3 +72,9 @@ def test_only_what_runs_inside_or_beside_sglang_imports_it() -> None:
     # The doctor looks at SGLang, and does so only inside its functions.
     others.remove(PACKAGE / "doctor.py")
     assert not offenders(others, "sglang")
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """Their folders are no packages: two modules of one name would stop the collection of all tests."""
+    names = [path.name for path in sorted((live.ROOT / "tests").rglob("*.py")) if path.name != "__init__.py"]
+    assert sorted(set(names)) == sorted(names), sorted(n for n in set(names) if names.count(n) > 1)
