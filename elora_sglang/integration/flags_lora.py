@@ -130,7 +130,7 @@ LORA_FLAGS: tuple[LoraFlag, ...] = (
     LoraFlag(
         "lora_drain_wait_threshold",
         Verdict.IGNORED,
-        "there are no slots to drain; admission bounds how many requests may overtake one that waits for room.",
+        "there are no slots to drain; admission bounds how long others may pass one that waits for room.",
         lambda args: 0.0,
     ),
 )
