@@ -316,7 +316,7 @@ class Swapper:
             if not self.settings.queue_prefetch or request.transfer is not None:
                 continue
             if not adapter.resident and not adapter.host:
-                self._read(adapter, request, actions)
+                request.transfer = self._read(adapter, float("inf"), actions)
                 continue
             missing = self.tree.missing(node)
             if not missing or not all(one.clean for one in missing):
@@ -373,17 +373,19 @@ class Swapper:
         request.end, request.length = tree.find(adapter, request.tokens, request.namespace)
         return found
 
-    def _read(self, adapter: Node, request: Waiting, actions: list[Action]) -> None:
+    def _read(self, adapter: Node, worth: float, actions: list[Action]) -> int | None:
+        """Begin to read an adapter's file into host slots, if those to be had are worth less than ``worth``."""
         if adapter.transfer is not None or adapter.key in self._read_failed or adapter.size == 0:
-            return
-        fits, freeing = self.make_host_room(adapter.size, float("inf"))
+            return None
+        fits, freeing = self.make_host_room(adapter.size, worth)
         actions += freeing
-        if fits:
-            transfer = self.tree.begin_read(adapter)
-            self.unnamed.add(transfer.id)
-            self.counts.reads += 1
-            request.transfer = transfer.id
-            actions.append(Read(transfer.id, adapter.key, adapter.size))
+        if not fits:
+            return None
+        transfer = self.tree.begin_read(adapter)
+        self.unnamed.add(transfer.id)
+        self.counts.reads += 1
+        actions.append(Read(transfer.id, adapter.key, adapter.size))
+        return transfer.id
 
     def read_failed(self, key: str | None) -> bool:
         """Whether the last read of the adapter's file failed; admission then says why."""
@@ -397,6 +399,11 @@ class Swapper:
             node = self._save_candidates.pop()
             if node is None:
                 return
+            adapter = node.adapter
+            if adapter is not None and not adapter.host:
+                # It came straight from its file, and no KV below it can be saved before it is on the host.
+                self._read(adapter, self.tree.policy.priority(node), actions)
+                continue
             chain = [one for one in self.tree.path(node) if not one.host]
             above = chain[0].parent if chain else None
             if (

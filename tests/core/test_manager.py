@@ -230,6 +230,25 @@ def test_new_kv_is_backed_up_below_an_adapter_on_the_host() -> None:
     assert node.clean and node.resident
 
 
+def test_an_adapter_that_came_from_its_file_is_put_on_the_host_so_that_its_kv_can_follow() -> None:
+    small = Small(idle_prefetch=False)
+    straight = small.manager.register("c", 4)
+    node = small.prompt(straight, range(20, 25))  # makes it resident, not through the host
+    (read,) = small.manager.tick(1.0, 80)
+    assert isinstance(read, Read) and (read.key, read.size) == ("c", 4)
+    small.manager.saved(read.transfer, [small.slots(4)])
+    (save,) = small.manager.tick(2.0, 80, [(read.transfer, True)])
+    assert isinstance(save, Save) and [item.node_id for item in save.items] == [node.id]
+
+
+def test_an_adapter_whose_file_is_gone_is_not_read_again_and_again_for_its_kv() -> None:
+    small = Small(idle_prefetch=False)
+    small.prompt(small.manager.register("c", 4), range(20, 25))
+    (read,) = small.manager.tick(1.0, 80)
+    small.manager.failed(read.transfer)
+    assert all(small.manager.tick(2.0 + i, 80) == [] for i in range(3))
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="idle <= busy"):
         SwapSettings(busy_watermark=0.5, idle_watermark=0.6)
