@@ -38,12 +38,13 @@ class Spent:
     Attributes:
         total: in all that SGLang calls of ELORA's.
         deciding: of these, in the events of the cache manager, where everything is decided.
-        cpu: of ``total``, what the processor spent on it: less, when others want the processor, too.
+        total_cpu, deciding_cpu: what the processor spent on them: less, when others want the processor, too.
     """
 
     total: float = 0.0
     deciding: float = 0.0
-    cpu: float = 0.0
+    total_cpu: float = 0.0
+    deciding_cpu: float = 0.0
 
 
 @dataclass
@@ -103,20 +104,21 @@ class Life:
         cpu, started = time.thread_time(), time.perf_counter()
         result = call(*args, **kwargs)
         self._now.total += time.perf_counter() - started
-        self._now.cpu += time.thread_time() - cpu
+        self._now.total_cpu += time.thread_time() - cpu
         return result
 
     def _deciding(self, event: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(event)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._depth += 1
-            started = time.perf_counter()
+            cpu, started = time.thread_time(), time.perf_counter()
             try:
                 return event(*args, **kwargs)
             finally:
                 self._depth -= 1
                 if not self._depth:
                     self._now.deciding += time.perf_counter() - started
+                    self._now.deciding_cpu += time.thread_time() - cpu
 
         return timed
 

@@ -20,6 +20,7 @@ class CountingAllocator:
     """Stands in for SGLang's slot allocator: counts the slots that come back and in how many pieces."""
 
     device = "cpu"
+    size = 0  # unknown: slots are counted here, not given
 
     def __init__(self) -> None:
         self.freed = 0
