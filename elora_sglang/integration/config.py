@@ -56,7 +56,7 @@ class EloraConfig:
         False, "Keep LoRA adapters and KV caches in one token pool under one tree (ELORA)."
     )
     policy: str = _setting(
-        "lru",
+        "elora",
         "Eviction policy for KV and adapters together: a file of core/policies/; `-` and `_` are the same.",
     )
     host_memory: str = _setting(

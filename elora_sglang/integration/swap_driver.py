@@ -132,7 +132,7 @@ class SwapDriver:
 
     def release(self, victims: Sequence[Victim]) -> int:
         """Give the victims' device slots back; returns how many. Saved ones are copied out first."""
-        freed = 0
+        freed: list[torch.Tensor] = []
         for victim in victims:
             if victim.payload is None:
                 continue  # a load that found no room: it never had slots
@@ -149,10 +149,14 @@ class SwapDriver:
                 self.stats.adapter_demotions += victim.kind == "adapter"
             if victim.fate == "saved":
                 self._save_under_pressure(victim)
-            # A payload is whole pages in row order, whatever its owner was.
-            self.allocator.free_segment(victim.payload, start_pos=0)
-            freed += victim.size
-        return freed
+            freed.append(victim.payload)
+        if not freed:
+            return 0
+        # Payloads are whole pages in row order, whatever their owners were. Together, because SGLang's allocator
+        # copies its whole free list each time.
+        slots = torch.cat(freed)
+        self.allocator.free_segment(slots, start_pos=0)
+        return len(slots)
 
     def release_host(self, victims: Sequence[HostVictim]) -> None:
         """Give the victims' host slots back."""
