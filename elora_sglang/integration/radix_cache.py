@@ -163,6 +163,8 @@ class EloraRadixCache(BasePrefixCache):
         self._seen_adapters: set[str] = set()
         #: Loads that the batch uses which is being formed.
         self._fenced: set[int] = set()
+        #: Loads that rows of running requests were repointed to since the last batch.
+        self._repointed: set[int] = set()
         #: Tokens that were copied from the host for a request before it was admitted.
         self._fetched: dict[str, int] = {}
         #: The prefill pass in progress.
@@ -269,7 +271,9 @@ class EloraRadixCache(BasePrefixCache):
     def begin_pass(self, adder: EloraPrefillAdder) -> EloraPrefillAdder | None:
         """A prefill pass begins, whose batch is fenced by itself; returns the pass before it."""
         before, self.current_adder = self.current_adder, adder
-        self._fenced.clear()
+        if self.tier is None or self.tier.engine.consumer_index < 0:
+            self._repointed.clear()  # a batch has waited for them
+        self._fenced = set(self._repointed)
         return before
 
     def loads_above(self, node: Node) -> list[int]:
@@ -468,6 +472,11 @@ class EloraRadixCache(BasePrefixCache):
             self.token_to_kv_pool_allocator.free_segment(own[start : inserted.matched], start_pos=start)
             shared = self.path_device_indices(inserted.node)[start : inserted.matched]
             self.req_to_token_pool.write((kv.req_pool_idx, slice(start, inserted.matched)), shared)
+            if self.tier is not None and self.driver.loading:
+                # What the tree has may be on its way, for another request; this one reads it in its next batch.
+                self._repointed.update(self.loads_above(inserted.node))
+                self._fenced |= self._repointed
+                self.tier.engine.fence(sorted(self._fenced))
         kv.cache_protected_len = length
         lock = self.lock(inserted.node)
         self.unlock(req.lock)

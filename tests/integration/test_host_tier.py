@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from integration.cache_harness import Harness
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from elora_sglang.core.trace import replay
 from elora_sglang.runtime import transfers
@@ -153,6 +154,16 @@ def test_a_full_host_drops_its_least_valuable(page: int) -> None:
     assert harness.cache.stats.host_evictions > 0
 
 
+def test_a_host_that_no_adapter_fits_into_holds_the_base_models_kv(page: int) -> None:
+    harness = Harness(640, ADAPTERS, page_size=page, host=16)
+    fill(harness, 16)
+    harness.run(list(range(16)))
+    settle(harness)
+    clean(harness)
+    held = [node for node in harness.cache.tree.walk() if node.host and node.size]
+    assert sum(node.size for node in held) == 16 and all(node.adapter.key is None for node in held)
+
+
 def test_host_slots_that_run_out_are_no_error(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(640, ADAPTERS, page_size=page, host=4096)
     assert harness.tier is not None
@@ -244,6 +255,36 @@ def test_a_recorded_run_replays(page: int, tmp_path: Path) -> None:
     print(result)
     assert result.events > 200 and result.mismatch is None
     assert harness.cache.stats.load_backs > 0
+
+
+@pytest.mark.parametrize("new_pass", [False, True])
+def test_a_prefix_computed_while_it_was_on_its_way(page: int, new_pass: bool) -> None:
+    """Its row is repointed to the tree's slots, whose bytes are late: the next batch waits for them, and also
+    when another pass began before that.
+    """
+    harness = Harness(640, ADAPTERS, page_size=page, host=4096, gbps=0.0002)
+    cache, first = harness.cache, list(range(160))
+    harness.run(first, A)
+    settle(harness)
+    cache.evict(EvictParams(num_tokens=cache.evictable_size()))
+    running = harness.request([*first, 1, 2], A)
+    cache.driver.reserve = harness.size  # no room for its own load back
+    harness.admit(running)
+    cache.driver.reserve = 0
+    assert running.prefix_len == 0
+    waiting = harness.enqueue(harness.request([*first, 3], A))
+    harness.tick(1)
+    cache.checkpoint(running, up_to=len(running.full_untruncated_fill_ids))
+    assert cache.driver.loading, "for the one that waits"
+    if new_pass:
+        cache.begin_pass(None)
+        assert harness.tier is not None
+        harness.tier.engine.fence(sorted(cache._fenced))
+    harness.grow(running, [4])  # compares all that it reads
+    harness.abort(waiting)
+    harness.finish(running)
+    settle(harness)
+    clean(harness)
 
 
 @pytest.mark.parametrize(
