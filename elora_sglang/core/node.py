@@ -226,9 +226,11 @@ class Transfer:
         nodes: whose bytes it brings, parents first; a split adds to them.
         anchor: the node it keeps locked; ``None`` for a save of device slots that were given up already.
         size: slots.
+        outlived: ids of the children of its first node that had device slots before that node got any: KV that
+            outlived its adapter, where the policy gave up the dependency. It does not build on the load.
     """
 
-    __slots__ = ("anchor", "id", "kind", "nodes", "size")
+    __slots__ = ("anchor", "id", "kind", "nodes", "outlived", "size")
 
     def __init__(
         self, id: int, kind: Literal["load", "save", "read"], nodes: list[Node], anchor: Node | None
@@ -238,3 +240,4 @@ class Transfer:
         self.nodes = nodes
         self.anchor = anchor
         self.size = sum(node.size for node in nodes)
+        self.outlived: set[int] = set()

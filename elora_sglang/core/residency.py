@@ -101,13 +101,21 @@ class ResidentTree(TreeStructure):
         self.policy.on_insert(node)
 
     def _leave_device(self, node: Node) -> Any:
-        """Take the device slots of an unlocked, unpinned node; returns their payload."""
-        if node.locks or (node.resident_children and not (self._independent and node.kind == "adapter")):
+        """Take the device slots of a node that nothing uses; returns their payload."""
+        outlived = self._independent and node.kind == "adapter"
+        if (node.locks and not (outlived and self._only_saved(node))) or (
+            node.resident_children and not outlived
+        ):
             raise InvariantError(f"I4: {node!r} is in use and cannot leave")
         assert node.resident and node.parent is not None
+        if node.evictable:
+            self.evictable_size -= node.size
+        else:  # pinned, or held by saves, and its load failed
+            self.protected_size -= node.size
         payload, node.payload, node.resident = node.payload, None, False
         node.parent.resident_children -= 1
-        self.evictable_size -= node.size
+        if node.parent.transfer is not None:
+            self.transfers[node.parent.transfer].outlived.discard(node.id)
         if node.kind == "adapter":
             self.adapter_size -= node.size
             if self._independent:
@@ -133,6 +141,14 @@ class ResidentTree(TreeStructure):
         node.parent.host_children -= 1
         self.host_size -= node.size
         return payload
+
+    def _saves_below(self, adapter: Node) -> int:
+        """How many locks of an adapter are those of saves of KV below it, which read nothing of its own."""
+        anchors = (t.anchor for t in self.transfers.values() if t.kind == "save" and t.anchor is not None)
+        return sum(anchor.adapter is adapter for anchor in anchors)
+
+    def _only_saved(self, adapter: Node) -> bool:
+        return adapter.locks == self._saves_below(adapter)
 
     def _resident_kv(self, adapter: Node) -> int:
         return sum(node.size for node in self.walk(adapter) if node.kind == "kv" and node.resident)
@@ -198,6 +214,13 @@ class ResidentTree(TreeStructure):
             guarded[node.id] = node
             node.guard = min(node.guard, rank) if node.guard else rank
             node = node.parent  # type: ignore[assignment]  # only the root has none
+
+    def guarded_size(self, rank: int) -> int:
+        """Evictable device slots of what waiting requests up to ``rank`` need. O(their nodes)."""
+        needed = {
+            id: node for other, nodes in self._guarded.items() if other <= rank for id, node in nodes.items()
+        }
+        return sum(node.size for node in needed.values() if node.evictable)
 
     def unguard(self, rank: int) -> None:
         """Release all guards of the request; does nothing when it has none."""

@@ -251,6 +251,11 @@ class TreeStructure:
         if lower.transfer is not None:
             nodes = self.transfers[lower.transfer].nodes
             nodes.insert(nodes.index(lower), upper)
+        if parent.transfer is not None:
+            outlived = self.transfers[parent.transfer].outlived
+            if lower.id in outlived:
+                outlived.remove(lower.id)
+                outlived.add(upper.id)
         if lower.guard:
             for guarded in self._guarded.values():
                 if lower.id in guarded:

@@ -215,9 +215,12 @@ class Swapper:
         return self.settings.host_slots - self.tree.host_size
 
     def make_host_room(self, need: int, worth: float) -> tuple[bool, list[Action]]:
-        """Evict host leaves that are worth less than ``worth`` until ``need`` host slots are free."""
+        """Evict host leaves that are worth less than ``worth`` until ``need`` host slots are free.
+
+        None for what the host could never hold.
+        """
         victims: list[HostVictim] = self.tree.collect_doomed_host()
-        while self.host_free < need:
+        while self.host_free < need <= self.settings.host_slots:
             node = self.tree.peek_host_victim()
             if node is None or node.guard or self.tree.policy.host_priority(node) >= worth:
                 break
@@ -229,8 +232,8 @@ class Swapper:
     def evict(self, need: int, kind: Kind = "kv", rank: int | None = None) -> tuple[int, list[Action]]:
         """Free device slots; returns how many and what to do.
 
-        With ``rank`` (of a waiting request) nothing goes that it or an earlier one needs, and only if that is
-        enough; without, everything unlocked may go, guarded nodes last.
+        With ``rank`` (of a waiting request) nothing goes that it or an earlier one needs; the caller has made
+        sure that the rest is enough. Without, everything unlocked may go, guarded nodes last.
         """
         room = self.host_free
 
@@ -250,16 +253,14 @@ class Swapper:
         freed = 0
         while freed < need:
             node = self.tree.peek_victim(kind)
-            if node is not None and node.guard:
-                if rank is not None and node.guard <= rank:
-                    break
-                self.counts.guard_breaks += 1
-            if node is None:
+            if node is None or (rank is not None and 0 < node.guard <= rank):
                 break
-            parent = node.parent
+            parent, guarded = node.parent, node.guard
             found = self.tree.evict(1, kind, save if self.settings.host_slots else _never)
             freed += sum(victim.size for victim in found)
             victims += found
+            # What doomed branches had may have been enough, and the node stays.
+            self.counts.guard_breaks += bool(guarded) and not node.resident
             self.offer(node)
             if parent is not None:
                 self.offer(parent)
@@ -329,7 +330,7 @@ class Swapper:
                 break  # what comes later would only stand in front of it on the link
             if need > free:
                 self.tree.lock(node)  # not to be evicted for its own sake
-                if need > free + self.tree.evictable_size:
+                if need > free + tree.evictable_size - tree.guarded_size(request.rank):
                     self.tree.unlock(node)
                     break
                 gained, freeing = self.evict(need - free, rank=request.rank)

@@ -162,9 +162,12 @@ class TieredTree(ResidentTree):
         nodes = self.missing(node)
         if not nodes or not all(one.clean and not one.doomed for one in nodes):
             raise InvariantError(f"{node!r} cannot be loaded: not all of its path is complete on the host")
+        outlived = {child.id for child in nodes[0].children.values() if child.resident}
         for one in nodes:
             self._enter_device(one, None)
-        return self._start("load", nodes, node)
+        transfer = self._start("load", nodes, node)
+        transfer.outlived = outlived
+        return transfer
 
     def begin_save(self, node: Node) -> Transfer:
         """Device to host: everything on the way to ``node`` without host slots gets some; parents first.
@@ -269,8 +272,16 @@ class TieredTree(ResidentTree):
 
     def in_use(self, id: int) -> bool:
         """Whether others have locked, or built on, what a load in flight brings: it must not fail any more."""
-        nodes = self.transfers[id].nodes
-        return any(node.locks > 1 or node.resident_children > int(node is not nodes[-1]) for node in nodes)
+        transfer = self.transfers[id]
+        return any(self._is_used(node, transfer) for node in transfer.nodes)
+
+    def _is_used(self, node: Node, load: Transfer) -> bool:
+        # A save below an adapter in flight began before it: it copies KV that outlived the adapter.
+        locks = node.locks - (self._saves_below(node) if self._independent and node.kind == "adapter" else 0)
+        return locks > 1 or any(
+            child.resident and child.transfer != load.id and child.id not in load.outlived
+            for child in node.children.values()
+        )
 
     def _lose_host_copies(self, top: Node) -> list[HostVictim]:
         victims = []

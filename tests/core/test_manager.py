@@ -9,8 +9,9 @@ from array import array
 import pytest
 from manager_runtime import COSTS, Runtime, TuplePayloads
 
-from elora_sglang.core.actions import Free, Load, Read, Save
+from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
 from elora_sglang.core.manager import CacheManager, SwapSettings
+from elora_sglang.core.node import Node
 from elora_sglang.core.policy import policy_names
 from elora_sglang.core.trace import Recorder, main, replay
 
@@ -100,8 +101,8 @@ class Small:
             100,
             "lru",
             TuplePayloads(),
-            SwapSettings(host_slots=200, **settings),
-            COSTS,  # type: ignore[arg-type]
+            SwapSettings(**{"host_slots": 200, **settings}),  # type: ignore[arg-type]
+            COSTS,
         )
         self.next = 1000
         self.a = self.adapter("a")
@@ -247,6 +248,119 @@ def test_an_adapter_whose_file_is_gone_is_not_read_again_and_again_for_its_kv() 
     (read,) = small.manager.tick(1.0, 80)
     small.manager.failed(read.transfer)
     assert all(small.manager.tick(2.0 + i, 80) == [] for i in range(3))
+
+
+def two_waiters(**settings: object) -> tuple[Small, Node, Node, Node]:
+    """``first`` waits for what it needs of a, all on the device; b's KV is on the host, the base model's is not."""
+    small = Small(idle_prefetch=False, backup=False, **settings)
+    b = small.adapter("b")
+    small.prompt(b, range(100, 110))
+    small.demote_all()
+    small.manager.enqueue("first", "a", array("q", range(10)))
+    (load,) = small.loads(small.manager.tick(1.0, 100))
+    small.manager.tick(2.0, 86, [(load.transfer, True)])
+    base = small.prompt(small.manager.tree.base, range(200, 210))  # the most recent of all
+    match = small.manager.tree.match(b, array("q", range(100, 110)), peek=True)
+    return small, small.a, base, match.host_node
+
+
+def victims(actions: list[Action]) -> list[int]:
+    return [victim.node_id for action in actions if isinstance(action, Free) for victim in action.victims]
+
+
+def test_room_for_a_load_at_admission_takes_what_nobody_waits_for_first() -> None:
+    small, a, base, node = two_waiters()
+    load = small.manager.load_for(node)
+    assert load is not None and load.why == "admission"
+    assert victims(small.manager.evict(10)) == [base.id]
+    assert small.manager.counters()["guard_breaks"] == 0
+    # It needs more than that: an admitted request runs, whoever waits.
+    (kv,) = a.children.values()
+    assert victims(small.manager.evict(4)) == [kv.id]
+    assert small.manager.counters()["guard_breaks"] == 1
+    assert victims(small.manager.evict(99)) == [a.id] and small.manager.counters()["guard_breaks"] == 2
+
+
+def test_room_for_a_load_never_takes_what_the_load_hangs_below() -> None:
+    small = Small(idle_prefetch=False, backup=False)
+    tree = small.manager.tree
+    upper = small.manager.split_at(small.a, array("q", range(10)), None, 4)
+    load = small.manager.load_for(upper)
+    assert load is not None
+    small.load(load)
+    small.manager.tick(1.0, 92, [(load.transfer, True)])
+    (lower,) = upper.children.values()
+    load = small.manager.load_for(lower)
+    assert load is not None and [item.node_id for item in load.items] == [lower.id]
+    assert small.manager.evict(10**6) == [] and tree.evictable_size == 0
+
+
+def test_a_plan_evicts_nothing_for_a_load_that_guards_leave_no_room_for() -> None:
+    small, _, base, _ = two_waiters()
+    small.manager.enqueue("second", "b", array("q", range(100, 110)))  # 14 slots; what nobody needs is 10
+    assert small.manager.tick(3.0, 0) == [] and base.resident
+    actions = small.manager.tick(4.0, 4)
+    assert victims(actions) == [base.id] and [load.rid for load in small.loads(actions)] == ["second"]
+    assert small.manager.counters()["guard_breaks"] == 0
+
+
+def test_what_an_unloaded_branch_left_is_room_and_breaks_no_guard() -> None:
+    small, _, base, _ = two_waiters()
+    tree = small.manager.tree
+    c = small.adapter("c")
+    node = small.prompt(c, range(300, 305))
+    small.manager.lock(node)
+    small.manager.unregister("c")
+    small.manager.unlock(node)
+    assert sorted(victims(small.manager.evict(1))) == sorted([c.id, node.id])
+    tree.evict(base.size)
+    assert tree.peek_victim().guard and small.manager.counters()["guard_breaks"] == 0
+
+
+def test_a_full_host_makes_room_by_value() -> None:
+    small = Small(host_slots=20, idle_prefetch=False)
+    (old,) = small.a.children.values()
+    new = small.prompt(small.a, range(20, 28))
+    small.manager.match(small.a, array("q", range(10)))  # what the host has is the more valuable
+    assert small.manager.tick(1.0, 80) == [] and old.clean
+    small.manager.match(small.a, array("q", range(20, 28)))
+    small.manager.swapper.offer(new)
+    freed, save = small.manager.tick(2.0, 80)
+    assert isinstance(freed, FreeHost) and [(v.node_id, v.gone) for v in freed.victims] == [(old.id, True)]
+    assert isinstance(save, Save) and [item.node_id for item in save.items] == [new.id]
+    assert small.manager.counters()["host_evictions"] == 1
+
+
+def test_an_adapter_larger_than_the_host_costs_the_host_nothing() -> None:
+    small = Small(host_slots=20, idle_prefetch=False)
+    (old,) = small.a.children.values()
+    large = small.manager.register("c", 30)
+    small.manager.enqueue("r", "c", array("q", [1, 2]))
+    assert small.manager.tick(1.0, 100, running=1) == [] and old.clean
+    assert small.manager.ready("r"), "admission reads its file"
+    small.manager.make_resident(large, small.slots(30))
+    small.prompt(large, range(5))
+    assert small.manager.tick(2.0, 60) == [] and old.clean, "nor for the sake of its KV"
+
+
+def test_above_the_busy_watermark_clean_leaves_go_until_there_is_room() -> None:
+    small = Small(idle_prefetch=False, backup=False, busy_watermark=0.5, idle_watermark=0.0)
+    load = small.manager.load_for(next(iter(small.a.children.values())))
+    assert load is not None
+    small.load(load)
+    assert small.manager.tick(1.0, 50, [(load.transfer, True)]) == [], "exactly at the watermark"
+    assert victims(small.manager.tick(2.0, 49)) == [load.items[1].node_id]
+    assert small.manager.counters()["swap_outs"] == 1
+    dirty = small.prompt(small.a, range(50, 55))
+    assert small.manager.tick(3.0, 0) == [] and dirty.resident, "a dirty leaf would be lost"
+
+
+def test_above_the_busy_watermark_what_somebody_waits_for_stays() -> None:
+    small, a, base, _ = two_waiters(busy_watermark=0.5, idle_watermark=0.0)
+    small.manager.evict(base.size)
+    assert small.manager.tick(3.0, 0) == [] and a.resident
+    small.manager.forget("first")
+    assert victims(small.manager.tick(4.0, 0))[-1] == a.id and small.manager.counters()["swap_outs"] == 2
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

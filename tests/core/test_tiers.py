@@ -12,7 +12,7 @@ import pytest
 from tree_driver import TuplePayloads
 
 from elora_sglang.core.node import Kind
-from elora_sglang.core.policy import BasePolicy, create_policy
+from elora_sglang.core.policy import BasePolicy, Policy, create_policy
 from elora_sglang.core.tree import DependencyTree, HostVictim, InvariantError, Node, Transfer, Victim
 
 SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
@@ -25,8 +25,8 @@ def tokens(*values: int) -> array[int]:
 class Small:
     """Adapter a (2 slots, complete on the host and resident) with KV 1 2 | 3 4 below it, all dirty."""
 
-    def __init__(self) -> None:
-        self.tree = DependencyTree(1, create_policy("lru"), TuplePayloads())
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.tree = DependencyTree(1, policy or create_policy("lru"), TuplePayloads())
         self.a = self.tree.register_adapter("a", 2)
         self.tree.place_on_host(self.a, (100, 101))
         self.tree.make_resident(self.a, (0, 1))
@@ -133,6 +133,15 @@ def test_a_failed_save_of_a_victim_takes_it_out_of_the_tree(small: Small) -> Non
     small.check()
 
 
+def test_an_adapter_is_never_saved_from_the_device(small: Small) -> None:
+    small.tree.evict_host(99)
+    for node in (small.a, small.lower):  # it, or KV that would take it along
+        with pytest.raises(InvariantError, match="cannot be saved"):
+            small.tree.begin_save(node)
+    assert small.tree.evict(1, save=lambda node: True)[0].fate == "dropped"
+    small.check()
+
+
 def test_host_eviction_makes_dirty_or_takes_away(small: Small) -> None:
     tree = small.tree
     tree.end_transfer(small.save(small.lower, (102, 103), (104, 105)).id)
@@ -204,12 +213,69 @@ def test_without_the_dependency_kv_outlives_its_adapter_and_is_counted_invalid()
     tree.check(lambda payload: payload)
 
 
+class Outlived(Small):
+    """As :class:`Small` without the dependency: the adapter is on the host only, its KV 1 2 | 3 4 on the device."""
+
+    def __init__(self) -> None:
+        super().__init__(Independent())
+        assert [victim.kind for victim in self.tree.evict(1)] == ["adapter"]
+
+
+def test_the_load_of_an_adapter_that_its_kv_outlived_may_fail() -> None:
+    small = Outlived()
+    load = small.tree.begin_load(small.a)
+    small.tree.split_at(small.a, tokens(1, 2), None, 1)  # its child has another id from now on
+    assert not small.tree.in_use(load.id)
+    small.tree.end_transfer(load.id, ok=False)
+    assert not small.a.resident and small.tree.invalid_kv_size == 4
+    small.check()
+
+
+def test_the_load_of_an_adapter_whose_kv_is_being_saved_may_fail() -> None:
+    small = Outlived()
+    save = small.save(small.upper, (102, 103))
+    load = small.tree.begin_load(small.a)
+    assert not small.tree.in_use(load.id)
+    small.tree.end_transfer(load.id, ok=False)
+    small.check()
+    small.tree.end_transfer(save.id)
+    assert small.tree.protected_size == 0
+    small.check()
+
+
+@pytest.mark.parametrize("how", ["lock", "insert", "insert again"])
+def test_what_came_to_build_on_an_outlived_adapters_load_is_told_from_what_was_there(how: str) -> None:
+    small = Outlived()
+    save = small.save(small.upper, (102, 103))
+    load = small.tree.begin_load(small.a)
+    if how == "lock":
+        small.tree.lock(small.lower)
+    else:
+        new = tokens(9) if how == "insert" else tokens(1, 2, 3, 4)
+        small.tree.end_transfer(save.id)
+        small.tree.evict(2 if how == "insert" else 4)  # the tail, or all: "again" computes what the host has
+        small.tree.insert(small.a, new, None, tuple(range(50, 50 + len(new))))
+    assert small.tree.in_use(load.id)
+    with pytest.raises(InvariantError, match="came into use"):
+        small.tree.end_transfer(load.id, ok=False)
+
+
+def test_a_failed_load_of_a_pinned_adapter_keeps_the_sizes_right(small: Small) -> None:
+    small.tree.evict(99)
+    small.tree.set_pinned(small.a, True)
+    load = small.tree.begin_load(small.a)
+    assert small.tree.protected_size == 2
+    small.tree.end_transfer(load.id, ok=False)
+    assert (small.tree.evictable_size, small.tree.protected_size) == (0, 0)
+    small.check()
+
+
 class Memory:
     """Plays both pools, with bytes: what a slot holds is the token prefix (or adapter) that was written there."""
 
-    def __init__(self, rng: random.Random, page: int, device: int, host: int) -> None:
+    def __init__(self, rng: random.Random, page: int, device: int, host: int, policy: Policy) -> None:
         self.rng, self.page, self.sizes = rng, page, (device, host)
-        self.tree = DependencyTree(page, create_policy("lru"), TuplePayloads())
+        self.tree = DependencyTree(page, policy, TuplePayloads())
         self.free = list(range(device))
         self.host_free = list(range(1000, 1000 + host))
         self.bytes: dict[int, object] = {}
@@ -270,17 +336,22 @@ class Memory:
     def load(self, node: Node) -> None:
         tree, missing = self.tree, self.tree.missing(node)
         if not missing or not all(one.clean for one in missing):
-            return
+            return None
         tree.lock(node)  # so that making room does not take what is to be loaded
         if self.room(sum(one.size for one in missing)):
             transfer = tree.begin_load(node)
             self.counts["load"] += 1
+            if self.rng.random() < 0.1:  # cannot be started; nobody but us can have used it
+                tree.unlock(node)
+                self.copies[transfer.id] = lambda: None
+                assert not tree.in_use(transfer.id)
+                return self.finish(transfer.id, False)
             for one in transfer.nodes:
                 tree.set_payload(one, self.take(one.size))
             moves = [(one.host_payload, one.payload) for one in transfer.nodes]
             self.start(transfer, moves)
         tree.unlock(node)
-        self.receive(tree.collect_doomed())
+        return self.receive(tree.collect_doomed())
 
     def start(self, transfer: Transfer, moves: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         def copy() -> None:
@@ -315,8 +386,21 @@ class Memory:
         adapter = rng.choice(tree.adapters())
         prompt = tuple(rng.randrange(3) for _ in range(self.page * rng.randrange(1, 9)))
         action = rng.choices(
-            ("insert", "lock", "unlock", "load", "save", "read", "host", "end", "evict", "guard", "drop"),
-            (30, 12, 14, 16, 12, 4, 5, 20, 4, 4, 1),
+            (
+                "insert",
+                "lock",
+                "unlock",
+                "load",
+                "save",
+                "read",
+                "host",
+                "end",
+                "evict",
+                "guard",
+                "pin",
+                "drop",
+            ),
+            (30, 12, 14, 16, 12, 4, 5, 20, 4, 4, 1, 1),
         )[0]
         if action == "insert" and self.bring(adapter):
             tree.lock(adapter)
@@ -372,6 +456,8 @@ class Memory:
             rank = rng.randrange(1, 5)
             tree.unguard(rank)
             tree.guard(tree.match(adapter, tokens(*prompt)).host_node, rank)
+        elif action == "pin" and adapter.key is not None:
+            tree.set_pinned(adapter, rng.random() < 0.3)
         elif action == "drop" and adapter.key is not None:
             dropped = tree.drop_branch(adapter)
             self.receive(dropped.victims)
@@ -401,11 +487,14 @@ class Memory:
 
 
 @pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize("policy", [lambda: create_policy("lru"), Independent], ids=["lru", "independent"])
 @pytest.mark.parametrize("steps", [12_000, pytest.param(150_000, marks=pytest.mark.full)])
-def test_random_lives_keep_both_tiers_sound_and_their_bytes_right(page: int, steps: int) -> None:
+def test_random_lives_keep_both_tiers_sound_and_their_bytes_right(
+    page: int, steps: int, policy: Callable[[], Policy]
+) -> None:
     name = f"{SEED}/{page}"
     print(f"seed {name}; repeat with ELORA_TREE_SEED={SEED}")
-    memory = Memory(random.Random(name), page, 60 * page, 90 * page)
+    memory = Memory(random.Random(name), page, 60 * page, 90 * page, policy())
     for step in range(steps):
         try:
             memory.step()
