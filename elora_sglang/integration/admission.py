@@ -100,6 +100,9 @@ class EloraPrefillAdder(PrefillAdder):
         batches = self._batches(req)
         verdict = None if node.resident else self._bring_in(req, node)
         if verdict is None:
+            if not req.last_node.resident:
+                # KV that had outlived its adapter (policy `static`) had to make room for the adapter itself.
+                req.init_next_round_input(self.tree_cache)
             verdict = super().add_one_req(req, has_chunked_req, truncation_align_size)
         if len(self.can_run_list) > admitted:
             self.tree_cache.admitted(req)

@@ -47,8 +47,9 @@ class World:
         rows: int = 16,
         host: int = 0,
         rule: Overtaking | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
-        self.harness = Harness(size, adapters, host=host)
+        self.harness = Harness(size, adapters, host=host, settings=settings)
         self.cache = self.harness.cache
         if rule is not None:
             self.cache.fairness = rule
@@ -66,11 +67,18 @@ class World:
         return self.cache.fairness
 
     def ask(
-        self, lora_id: str | None, *, prompt: int = 8, max_new: int = 4, length: int | None = None
+        self,
+        lora_id: str | None,
+        *,
+        prompt: int = 8,
+        max_new: int = 4,
+        length: int | None = None,
+        tokens: list[int] | None = None,
     ) -> Any:
         """A request arrives; it generates ``length`` tokens, by default all that it may."""
         self._start += prompt
-        req = self.harness.request(list(range(self._start, self._start + prompt)), lora_id)
+        tokens = list(range(self._start, self._start + prompt)) if tokens is None else tokens
+        req = self.harness.request(tokens, lora_id)
         req.sampling_params.max_new_tokens = max_new
         req.sampling_params.ignore_eos = False
         req.length = max_new if length is None else length

@@ -224,7 +224,7 @@ class Harness:
         """A request that has not been matched yet. ``extra``: ``extra_key``, ``cache_salt``, ``custom_params``."""
         key = extra.get("extra_key")
         self._requests += 1
-        return SimpleNamespace(
+        req = SimpleNamespace(
             rid=f"r{self._requests}",
             lora_id=lora_id,
             extra_key=(key or "") + lora_id if lora_id else key,
@@ -253,6 +253,8 @@ class Harness:
                 holds_kv=False,
             ),
         )
+        req.init_next_round_input = lambda cache: self.match(req)
+        return req
 
     def match(self, req: Any) -> int:
         """As ``Req.init_next_round_input``: at most all tokens but the last."""
@@ -294,8 +296,11 @@ class Harness:
         self.wait_for_room(req)
         self.cache.begin_pass(None)
         self.match(req)
-        if not req.last_node.resident:
-            assert self.cache.load_adapter(req.last_node), "no room for the adapter"
+        adapter = self.cache.tree.adapter_of(req.last_node)
+        if not adapter.resident:
+            assert self.cache.load_adapter(adapter), "no room for the adapter"
+            if not req.last_node.resident:  # KV that had outlived its adapter made room for it
+                self.match(req)
         held = self.cache.lock(req.last_node)
         if req.host_hit_length:
             params = InitLoadBackParams(req.best_match_node, req.host_hit_length, req=req)
