@@ -180,10 +180,10 @@ def select(patches: tuple[Patch, ...], *, process: set[Process], when: set[When]
     return tuple(p for p in patches if p.process in wanted and p.when in when)
 
 
-def rebind(old: Any, new: Any) -> None:
-    """Replace ``old`` by ``new`` in every module that had imported it by name."""
+def rebind(old: Any, new: Any, keep: str | None = None) -> None:
+    """Replace ``old`` by ``new`` in every module that had imported it by name, but not under the name ``keep``."""
     for module in list(sys.modules.values()):
         if isinstance(module, types.ModuleType):
             for name, value in list(vars(module).items()):
-                if value is old:
+                if value is old and name != keep:
                     setattr(module, name, new)

@@ -128,4 +128,6 @@ def uninstall(patches: Iterable[Patch]) -> None:
         patched = getattr(installed.owner, installed.attribute)
         setattr(installed.owner, installed.attribute, installed.was)
         if not inspect.isclass(installed.owner):
-            rebind(patched, installed.was)
+            # A class replaces its target by itself: where it is imported under its own name, it is meant.
+            own_name = installed.hook.__name__ if patched is installed.hook else None
+            rebind(patched, installed.was, keep=own_name)

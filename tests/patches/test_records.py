@@ -60,6 +60,21 @@ def test_applies_and_is_taken_back(patch: Patch) -> None:
         assert getattr(after, "__func__", after) is getattr(before, "__func__", before)
 
 
+def test_a_class_that_replaced_another_is_itself_again_when_it_is_taken_back() -> None:
+    from sglang.srt.lora import lora_manager, mem_pool
+
+    from elora_sglang.integration import lora_pool
+
+    stock, ours = mem_pool.LoRAMemoryPool, lora_pool.EloraLoRAMemoryPool
+    assert stock is not ours and issubclass(ours, stock)
+    plugin_hooks.install([next(p for p in RECORDS if p.name == "lora_memory_pool")])
+    HookRegistry.apply_hooks()
+    assert lora_manager.LoRAMemoryPool is ours
+    plugin_hooks.uninstall(RECORDS)
+    assert lora_pool.EloraLoRAMemoryPool is ours
+    assert lora_pool.LoRAMemoryPool is mem_pool.LoRAMemoryPool is lora_manager.LoRAMemoryPool is stock
+
+
 @BY_NAME
 def test_hook_is_reached(patch: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     """What SGLang calls at the target ends in the record's hook (a stand-in that writes down the call)."""
