@@ -19,9 +19,9 @@ How the cache uses it, all calls from the scheduler's thread::
     transfers.load(id, host, device)            # row i of one is row i of the other, both ascending
     weights.adopt(lora_id, device)              # resident; batches wait for layers by ``weights.layer_fence``
 
-    transfers.save(id, weights.slots_of(lora_id), host_slots.sort().values)
-    store.adopt_host(lora_id, host_slots)       # once the save has arrived
     store.drop_host(lora_id)                    # evicted from the host; slots are the caller's again
+
+An adapter is never copied from the device to the host: what its file says is what was checked.
 """
 
 from __future__ import annotations
@@ -90,15 +90,6 @@ class AdapterStore:
     def host_slots(self, lora_id: str) -> torch.Tensor:
         """Slots of the adapter's host copy, *ascending*: pair them with ascending device slots. KeyError: none."""
         return self._packed[lora_id].slots
-
-    def adopt_host(self, lora_id: str, host_slots: torch.Tensor) -> None:
-        """The adapter's bytes were copied into ``host_slots`` from its device slots, both in ascending order.
-
-        Drops CPU tensors that it still had. Raises ValueError: it has a host copy, or the slots do not fit.
-        """
-        self._require_absent(lora_id)
-        self._packed[lora_id] = self._place(lora_id, host_slots)
-        self._forget_memory(lora_id)
 
     def copy_rows(self, lora_id: str, target: PackedAdapter) -> None:
         """Copy the host copy's rows into ``target``'s slots, at once. Mutates the target's pool."""
