@@ -163,7 +163,10 @@ def test_a_setting_without_elora_is_an_error() -> None:
     ("keywords", "message"),
     [
         ({"elora": True, "elora_polcy": "lru"}, "unknown ELORA setting 'elora_polcy'; known are elora"),
-        ({"elora": True, "elora_policy": "fifo"}, "--elora-policy: 'fifo' is not one of arc, chameleon, elora"),
+        (
+            {"elora": True, "elora_policy": "fifo"},
+            "--elora-policy: 'fifo' is not one of arc, chameleon, elora",
+        ),
         ({"elora": True, "elora_adapter_names": "loose"}, "'loose' is not one of strict, stock"),
         ({"elora": "yes"}, "--elora: expected bool, got 'yes'"),
     ],
