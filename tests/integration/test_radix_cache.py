@@ -143,7 +143,9 @@ def test_match_without_a_request_is_refused(harness: Harness) -> None:
         harness.cache.match_prefix(MatchPrefixParams(key=RadixKey(harness.request([1], A).origin_input_ids)))
 
 
-def test_touch_refreshes_recency_only(harness: Harness) -> None:
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_touch_refreshes_recency_only(page_size: int) -> None:
+    harness = Harness(2048, {A: 64, B: 32}, page_size=page_size, settings={"policy": "lru"})
     old, young = harness.request([*range(64), 1], A), harness.request([*range(1000, 1064), 1], A)
     harness.run(list(range(64)), A)
     harness.run(list(range(1000, 1064)), A)
