@@ -66,8 +66,8 @@ def test_hints_change_no_answer(server: live.LiveServer) -> None:
     ("given", "line"),
     [
         ({"session_end": "yes"}, "session_end must be true or false, got 'yes'"),
-        ({"expect_return_s": -1}, "expect_return_s must be from 0 to 604800 seconds, got -1"),
-        ({"session_id": ""}, "session_id must be a text of 1 to 256 characters, got ''"),
+        ({"expect_return_s": -1}, "expect_return_s must be a number of seconds, 0 or more, got -1"),
+        ({"session_id": ""}, "session_id must be a string of 1 to 256 characters, got ''"),
     ],
 )
 def test_malformed_hints_are_a_400_with_one_line(
