@@ -237,3 +237,26 @@ def test_a_live_run_replays(golden: Golden, demo: Demo, tmp_path: Path) -> None:
     result = replay(lines, players=2)
     print(result)
     assert result.events > 1000 and result.mismatch is None
+
+
+@pytest.mark.full
+def test_two_tensor_parallel_ranks_decide_alike(golden: Golden, demo: Demo, tmp_path: Path) -> None:
+    """Two scheduler processes with late copies of their own: the same events, the same actions, the right tokens."""
+    trace = tmp_path / "trace.jsonl"
+    with live.server(
+        demo.model,
+        *FP32, "--tp-size", "2", "--max-total-tokens", STARVED_POOL, "--elora", "--elora-policy", "elora",
+        "--elora-host-memory", "2x", "--elora-link-gbps", LINK, "--elora-audit-interval", "25",
+        "--elora-trace-out", str(trace), "--lora-paths", *demo.lora_paths(),
+        log_dir=tmp_path,
+    ) as server:  # fmt: skip
+        done, state = rounds(server, golden, lambda s: min(s["demotions"], s["load_backs"]) >= 100)
+        print(f"two ranks: {done} rounds, {state}")
+        assert state["audit_faults"] == 0 and state["audit_copies_compared"] > 0
+        time.sleep(2.0)  # both traces reach the disk every second
+        ranks = [Path(f"{trace}{suffix}").read_text().splitlines()[:-1] for suffix in ("", ".rank1")]
+        assert server.alive()
+    events = min(map(len, ranks))
+    differ = [i for i in range(events) if ranks[0][i] != ranks[1][i]]
+    assert not differ, f"line {differ[0]}: {ranks[0][differ[0]]} and {ranks[1][differ[0]]}"
+    assert events > 1000 and sum('["load",' in line for line in ranks[0][:events]) >= 50
