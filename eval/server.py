@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 _started: list[subprocess.Popen[bytes]] = []
+
+#: Below those that Linux and others hand out.
+_FIXED_PORTS = (20_000, 32_000)
 
 LOG_TAIL = 60  # lines of a server's log shown when it does not come up
 
@@ -50,10 +54,16 @@ def clean_env(**extra: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that was free a moment ago.
+
+    A server binds it half a minute later. So it is none that the kernel hands out to whoever asks for any, as other
+    servers' processes do by the dozen meanwhile: one that finds its port taken stays up and mute.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_FIXED_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
