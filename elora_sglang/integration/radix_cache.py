@@ -377,6 +377,11 @@ class EloraRadixCache(BasePrefixCache):
         self.driver.drain()
         self._fetched.clear()
         self.weights.drop_all()
+        if (
+            self.tier is not None
+        ):  # what was loaded a moment ago and has no place yet falls back to its file, too
+            for lora_id in self.weights.store.in_memory():
+                self.weights.store.drop_cpu_tensors(lora_id)
         self.manager.reset()
         self._matched_adapter = self.tree.base
 
