@@ -181,7 +181,7 @@ def scheduler_unload(scheduler: Scheduler, lora_id: str) -> None:
 
     Mutates tree and pool; idempotent, a version without a branch is no error.
     """
-    scheduler.tree_cache.drop_adapter(lora_id)
+    scheduler.tree_cache.adapters.drop(lora_id)
 
 
 def _requests(scheduler: Scheduler) -> Iterator[Req]:

@@ -80,7 +80,7 @@ class EloraPrefillAdder(PrefillAdder):
         cache = self.tree_cache
         if self._stopped and not cache.fairness.may_pass(req.rid, **self._batches(req)):
             return False
-        node = cache.adapter_node(req.lora_id)
+        node = cache.adapters.node(req.lora_id)
         far = self._patient and cache.tier is not None and not cache.manager.ready(req.rid)
         # In queue order, too, a third adapter to read waits for the next pass. A host copy takes nobody's time.
         if far or (self._loads >= MAX_LOADS and not node.resident and not node.clean):
@@ -95,7 +95,7 @@ class EloraPrefillAdder(PrefillAdder):
     def add_one_req(self, req: Req, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
         """Admit ``req`` or say why not; loads its adapter first when it fits. Mutates pool and tree."""
         fairness = self.tree_cache.fairness
-        node = self.tree_cache.adapter_node(req.lora_id)
+        node = self.tree_cache.adapters.node(req.lora_id)
         admitted = len(self.can_run_list)
         batches = self._batches(req)
         verdict = None if node.resident else self._bring_in(req, node)
@@ -120,7 +120,7 @@ class EloraPrefillAdder(PrefillAdder):
 
     def preempt_to_schedule(self, req: Req) -> bool:
         """Stock's preemption, which frees rows and tokens, told that a cold adapter needs room as well."""
-        node = self.tree_cache.adapter_node(req.lora_id)
+        node = self.tree_cache.adapters.node(req.lora_id)
         if node.resident:
             return bool(super().preempt_to_schedule(req))
         if self.blocked is not None:
@@ -140,7 +140,7 @@ class EloraPrefillAdder(PrefillAdder):
         # The same strict comparison as PrefillBudget.check_prefill, which will see `node.size` less.
         if need < self.memory_budget.remaining_total:
             try:
-                if self.tree_cache.load_adapter(node):
+                if self.tree_cache.adapters.load(node):
                     self._loads += not at_hand
                     return None
             except AdapterError as error:

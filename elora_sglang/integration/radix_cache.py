@@ -32,11 +32,12 @@ from elora_sglang.core.fairness import Overtaking
 from elora_sglang.core.manager import Action, Load
 from elora_sglang.core.node import Node
 from elora_sglang.integration import config, host_tier, session_hints, verify
-from elora_sglang.integration.adapter_files import AdapterError
 from elora_sglang.integration.auditor import Auditor
+from elora_sglang.integration.batch_fences import BatchFences
 from elora_sglang.integration.cost_meter import CostMeter
 from elora_sglang.integration.swap_driver import CacheStats, SwapDriver
 from elora_sglang.integration.ticks import TickSource
+from elora_sglang.integration.tree_adapters import TreeAdapters
 from elora_sglang.runtime.slots import SlotPayloads
 
 if TYPE_CHECKING:
@@ -153,18 +154,14 @@ class EloraRadixCache(BasePrefixCache):
             self._order_behind_forward,
             self.meter,
         )
+        self.adapters = TreeAdapters(self.driver, weights, self._order_behind_forward)
+        self.fences = BatchFences(None if tier is None else tier.engine, self.driver.loading.keys())
         self._follower = rank > 0
         self.ticks = TickSource(self.driver.finished, self._new_costs, shared=ranks > 1)
         if tier is not None:
             weights.store.bind(tier.host)
             weights.layer_fence = tier.wait_until
         self._matched_adapter: Node = self.tree.base
-        self._id_lengths: set[int] = set()
-        self._seen_adapters: set[str] = set()
-        #: Loads that the batch uses which is being formed.
-        self._fenced: set[int] = set()
-        #: Loads that rows of running requests were repointed to since the last batch.
-        self._repointed: set[int] = set()
         #: Tokens that were copied from the host for a request before it was admitted.
         self._fetched: dict[str, int] = {}
         #: The prefill pass in progress.
@@ -193,7 +190,7 @@ class EloraRadixCache(BasePrefixCache):
         """
         self.driver.reserve = promised + running * (self.page_size + STEPS_AHEAD)
         for tick in self.ticks.due():
-            self._place_new_adapters()
+            self.adapters.place_new()
             self.driver.settle(tick.finished, follower=self._follower)
             actions = self.manager.tick(
                 tick.now,
@@ -211,23 +208,6 @@ class EloraRadixCache(BasePrefixCache):
         self.driver.reserve = 0
         self.ticks.busy = self.driver.busy or bool(running) or waiting
 
-    def _place_new_adapters(self) -> None:
-        """Adapters that SGLang has just loaded go from its CPU tensors into the host pool, or back to their files."""
-        if self.tier is None:
-            return
-        loaded = self.weights.manager.loras.keys()
-        if loaded == self._seen_adapters:
-            return
-        self._seen_adapters = set(loaded)
-        for lora_id in self.weights.store.in_memory():
-            node = self.adapter_node(lora_id)
-            slots = None if node.host else self.tier.host.alloc(node.size)
-            if slots is None:
-                self.weights.store.drop_cpu_tensors(lora_id)
-                continue
-            self.weights.store.read_into_host(lora_id, slots)
-            self.manager.place_on_host(node, slots)
-
     def _note_prefetches(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Load) and action.rid is not None:
@@ -240,7 +220,7 @@ class EloraRadixCache(BasePrefixCache):
         if lost or req.to_finish is not None:
             self.fairness.queue(req.rid, for_adapter=False)
             return
-        adapter = self.adapter_node(req.lora_id)
+        adapter = self.adapters.node(req.lora_id)
         self.fairness.queue(req.rid, for_adapter=not adapter.resident)
         req.refresh_fill_ids()
         ids = req.full_untruncated_fill_ids
@@ -264,26 +244,13 @@ class EloraRadixCache(BasePrefixCache):
             self.stats.tokens_host += req.host_loaded_length
             self.stats.tokens_device += req.prefix_len - req.host_loaded_length
             self.stats.tokens_computed += len(req.full_untruncated_fill_ids) - req.prefix_len
-        if self.tier is not None and self.driver.loading:
-            self._fenced.update(self.loads_above(node))
-            self.tier.engine.fence(sorted(self._fenced))
+        self.fences.use(node)
 
     def begin_pass(self, adder: EloraPrefillAdder) -> EloraPrefillAdder | None:
-        """A prefill pass begins, whose batch is fenced by itself; returns the pass before it."""
+        """A prefill pass begins; returns the pass before it."""
         before, self.current_adder = self.current_adder, adder
-        if self.tier is None or self.tier.engine.consumer_index < 0:
-            self._repointed.clear()  # a batch has waited for them
-        self._fenced = set(self._repointed)
+        self.fences.begin()
         return before
-
-    def loads_above(self, node: Node) -> list[int]:
-        """Loads in flight that bring ``node`` or anything above it, in order of their start."""
-        found = set()
-        while node is not self.tree.root:
-            if node.transfer in self.driver.loading:
-                found.add(node.transfer)
-            node = node.parent  # type: ignore[assignment]  # only the root has none
-        return sorted(found)
 
     def release_aborted_request(self, handle: CacheRequestHandle) -> None:
         """A waiting request was aborted: nothing is fetched or kept for it any more."""
@@ -310,60 +277,6 @@ class EloraRadixCache(BasePrefixCache):
             **self.tier.state(),
         }
 
-    # -- adapters -----------------------------------------------------------------------------
-
-    def adapter_node(self, lora_id: str | None) -> Node:
-        """The node of adapter ``lora_id`` (``None``: the base model), registered on first use."""
-        if lora_id is None:
-            return self.tree.base
-        node = self.tree.adapter(lora_id)
-        if node is None:
-            self._id_lengths.add(len(lora_id))
-            node = self.manager.register(
-                lora_id, self.weights.slots_needed(lora_id), pinned=self.weights.is_pinned(lora_id)
-            )
-        return node
-
-    def load_adapter(self, node: Node) -> bool:
-        """Give a non-resident adapter its slots and bring its weights there. Mutates pool and tree.
-
-        From the host if it is there, else from its file. Evicts what it must. Returns False, with nothing
-        changed but evictions, when even that does not free enough.
-
-        Raises:
-            AdapterError: it has to be read, and its file is gone, broken or has other content.
-        """
-        if node.clean:
-            load = self.manager.load_for(node)
-            if load is not None and self.driver.load(load):
-                return True
-        self.driver.make_room(node.size)
-        slots = self.token_to_kv_pool_allocator.alloc(node.size)
-        if slots is None:
-            return False
-        # alloc returns a view of the whole free list; an adapter lies in ascending slots, as its host copy does.
-        slots = slots.to(torch.int64, copy=True).sort().values
-        self._order_behind_forward()
-        if self.tier is not None:
-            self.tier.engine.settle(slots)  # a save may still read what was evicted a moment ago
-        try:
-            self.weights.load(node.key, slots)
-        except AdapterError:
-            self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)
-            raise
-        self.manager.make_resident(node, slots)
-        self.stats.adapter_loads += 1
-        self.stats.adapter_slots_loaded += node.size
-        return True
-
-    def drop_adapter(self, lora_id: str) -> None:
-        """Unload: the whole branch leaves both tiers, what is in use as soon as its last request ends.
-
-        Idempotent; an unknown adapter is no error, because SGLang retries incomplete unloads.
-        """
-        if self.tree.adapter(lora_id) is not None:
-            self.driver.execute(self.manager.unregister(lora_id))
-
     def _order_behind_forward(self) -> None:
         # The last launched batch may still write KV into slots that were freed a moment ago: with
         # the overlap scheduler 4-31 % of adapter loads in a prototype landed on such slots.
@@ -376,12 +289,7 @@ class EloraRadixCache(BasePrefixCache):
         """Forget everything on both tiers, after all copies ended. SGLang clears the allocator right afterwards."""
         self.driver.drain()
         self._fetched.clear()
-        self.weights.drop_all()
-        if (
-            self.tier is not None
-        ):  # what was loaded a moment ago and has no place yet falls back to its file, too
-            for lora_id in self.weights.store.in_memory():
-                self.weights.store.drop_cpu_tensors(lora_id)
+        self.adapters.forget()
         self.manager.reset()
         self._matched_adapter = self.tree.base
 
@@ -400,7 +308,7 @@ class EloraRadixCache(BasePrefixCache):
         if lora_id is not None and not self.weights.is_loaded(lora_id):
             # Not ours to serve: no KV at all. Admission turns the request away before it could run.
             return MatchResult(0, self.tree.base, self.tree.base, self.tree.base)
-        adapter = self.adapter_node(lora_id)
+        adapter = self.adapters.node(lora_id)
         self._matched_adapter = adapter
         params.req.host_loaded_length = 0
         match = self.manager.match(
@@ -426,13 +334,10 @@ class EloraRadixCache(BasePrefixCache):
     def touch_prefix(self, key: RadixKey) -> None:
         """Refresh the recency of a waiting request's prefix; never changes what is matched.
 
-        SGLang passes no request here. The adapter is read off the end of ``extra_key``, which is
-        ambiguous for a base request that sends an adapter id as its own extra key: that costs
-        recency at worst, and nothing is ever served from this lookup.
+        SGLang passes no request here. The adapter is read off ``extra_key``; where that is ambiguous it
+        costs recency at worst, and nothing is ever served from this lookup.
         """
-        extra_key = key.extra_key or ""
-        named = (self.tree.adapter(extra_key[-size:]) for size in self._id_lengths if size <= len(extra_key))
-        adapter = next((node for node in named if node is not None), self.tree.base)
+        adapter = self.adapters.named_at_end(key.extra_key or "")
         if adapter.resident:
             self.manager.match(
                 adapter, key.token_ids, _namespace(key.extra_key, key.cache_salt), limit=len(key)
@@ -477,11 +382,8 @@ class EloraRadixCache(BasePrefixCache):
             self.token_to_kv_pool_allocator.free_segment(own[start : inserted.matched], start_pos=start)
             shared = self.path_device_indices(inserted.node)[start : inserted.matched]
             self.req_to_token_pool.write((kv.req_pool_idx, slice(start, inserted.matched)), shared)
-            if self.tier is not None and self.driver.loading:
-                # What the tree has may be on its way, for another request; this one reads it in its next batch.
-                self._repointed.update(self.loads_above(inserted.node))
-                self._fenced |= self._repointed
-                self.tier.engine.fence(sorted(self._fenced))
+            # What the tree has may be on its way, for another request; this one reads it in its next batch.
+            self.fences.repoint(inserted.node)
         kv.cache_protected_len = length
         lock = self.lock(inserted.node)
         self.unlock(req.lock)

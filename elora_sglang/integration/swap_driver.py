@@ -71,6 +71,15 @@ class _Reading:
 
 
 @dataclass
+class _Saving:
+    """A save whose host slots are known: slot i of ``device`` goes to slot i of ``host``."""
+
+    transfer: int
+    device: torch.Tensor
+    host: torch.Tensor
+
+
+@dataclass
 class SwapDriver:
     """Hands and feet of one :class:`CacheManager`.
 
@@ -97,7 +106,8 @@ class SwapDriver:
     reserve: int = 0
     #: Transfers to the device that are in flight, with what they bring.
     loading: dict[int, Load] = field(default_factory=dict)
-    _saving: set[int] = field(default_factory=set)
+    #: Saves in flight, with the copy that carries them: the saves of one plan travel together.
+    _saving: dict[int, int] = field(default_factory=dict)
     _reading: dict[str, _Reading] = field(default_factory=dict)
     _read_outcomes: dict[int, bool] = field(default_factory=dict)
 
@@ -110,14 +120,19 @@ class SwapDriver:
         """
         freed = 0
         todo = list(actions)
+        saves: list[_Saving] = []
         while todo:
             action = todo.pop(0)
+            if isinstance(action, FreeHost):
+                self.release_host(action.victims)
+                continue
+            if isinstance(action, Save):
+                saves += self._place(action)
+                continue
+            self._start_saves(saves)  # what comes next on the link stays behind them
+            saves = []
             if isinstance(action, Free):
                 freed += self.release(action.victims)
-            elif isinstance(action, FreeHost):
-                self.release_host(action.victims)
-            elif isinstance(action, Save):
-                self._save(action)
             elif isinstance(action, Load):
                 if not self._launch(action):
                     # Later loads may build on this one's nodes: they are taken back first.
@@ -128,6 +143,7 @@ class SwapDriver:
             else:
                 assert isinstance(action, Read)
                 self._read(action)
+        self._start_saves(saves)
         return freed
 
     def release(self, victims: Sequence[Victim]) -> int:
@@ -241,18 +257,25 @@ class SwapDriver:
         slots = self.tier.host.alloc(sum(sizes))
         return None if slots is None else list(slots.split(sizes))
 
-    def _save(self, action: Save) -> None:
+    def _place(self, action: Save) -> list[_Saving]:
+        """Give the nodes host slots; their copy is still to start. Empty when that was not possible (undone)."""
         assert self.tier is not None
         if not self._spares(0):
             self.execute(self.manager.failed(action.transfer))
-            return
+            return []
         parts = self._host_slots([item.size for item in action.items])
         if parts is None:
             self._fail(action.transfer)
-            return
+            return []
         self.manager.saved(action.transfer, parts)
-        self._start_save(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))
         self.stats.backups += len(action.items)
+        return [_Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))]
+
+    def _start_saves(self, saves: list[_Saving]) -> None:
+        """One copy for all of them: starting one costs the scheduler more than most saves' bytes do."""
+        if saves:
+            device, host = torch.cat([s.device for s in saves]), torch.cat([s.host for s in saves])
+            self._start_save([s.transfer for s in saves], device, host)
 
     def _save_under_pressure(self, victim: Victim) -> None:
         assert self.tier is not None and victim.transfer is not None
@@ -261,19 +284,22 @@ class SwapDriver:
             self._fail(victim.transfer)
             return
         self.manager.saved(victim.transfer, parts)
-        if self._start_save(victim.transfer, victim.payload, parts[0]):
+        if self._start_save([victim.transfer], victim.payload, parts[0]):
             self.tier.engine.release_after(victim.transfer)
             self.stats.pressure_saves += 1
 
-    def _start_save(self, transfer: int, device: torch.Tensor, host: torch.Tensor) -> bool:
+    def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> bool:
+        """Copy their slots as one; the engine knows it by the first one's id."""
         assert self.tier is not None
         self.order()
         try:
-            self.tier.engine.save(transfer, device, host)
+            self.tier.engine.save(transfers[0], device, host)
         except TransferError as error:
             logger.warning("elora: a copy to the host failed: %s", error)
-            return self._fail(transfer)
-        self._saving.add(transfer)
+            for transfer in transfers:
+                self._fail(transfer)
+            return False
+        self._saving.update((transfer, transfers[0]) for transfer in transfers)
         if self.auditor is not None:
             self.auditor.saved(device, host)
         return True
@@ -304,7 +330,11 @@ class SwapDriver:
         """Transfers that ended on this rank since the last call, with their outcome."""
         if self.tier is None:
             return []
-        return [*self.tier.engine.poll(), *self._reads_ended(wait=False)]
+        copies: list[tuple[int, bool]] = []
+        for copy, ok in self.tier.engine.poll():
+            carried = [transfer for transfer, by in self._saving.items() if by == copy]
+            copies += [(transfer, ok) for transfer in carried or (copy,)]
+        return [*copies, *self._reads_ended(wait=False)]
 
     def _reads_ended(self, *, wait: bool) -> list[tuple[int, bool]]:
         assert self.tier is not None
@@ -332,7 +362,7 @@ class SwapDriver:
                 if ok and not mine:
                     raise RuntimeError(f"elora: transfer {transfer} failed on this rank and not on rank 0")
             self.loading.pop(transfer, None)
-            self._saving.discard(transfer)
+            self._saving.pop(transfer, None)
             self.stats.failed_transfers += not ok
 
     def _wait(self, transfer: int) -> bool:
@@ -341,7 +371,7 @@ class SwapDriver:
             self._read_outcomes.update(self._reads_ended(wait=True))
         if transfer in self._read_outcomes:
             return self._read_outcomes.pop(transfer)
-        return self.tier.engine.wait(transfer)
+        return self.tier.engine.wait(self._saving.get(transfer, transfer))
 
     @property
     def busy(self) -> bool:

@@ -217,7 +217,7 @@ class Life:
         key = RadixKey(ids, req.extra_key, limit=len(ids) - 1, cache_salt=None)
         found = self._elora(cache.match_prefix, MatchPrefixParams(key=key, req=req))
         req.prefix_len, req.last_node = found.device_prefix_len, found.last_device_node
-        adapter = self._elora(cache.adapter_node, req.lora_id)
+        adapter = self._elora(cache.adapters.node, req.lora_id)
         held = self._elora(cache.lock, req.last_node) if adapter.resident else None
         promised = sum(one.answer for one in self.running)
         need = len(ids) - req.prefix_len + req.answer + (0 if adapter.resident else adapter.size)

@@ -112,7 +112,7 @@ class EloraCache:
     def register(self, adapter: str) -> None:
         """Make the adapter resident."""
         self._requests[adapter] = SimpleNamespace(lora_id=adapter)
-        self.cache.tree.make_resident(self.cache.adapter_node(adapter), self._adapter_slots)
+        self.cache.tree.make_resident(self.cache.adapters.node(adapter), self._adapter_slots)
 
     def match(self, adapter: str, tokens: array[int]) -> tuple[int, Any]:
         """(matched tokens, node)."""
@@ -123,7 +123,7 @@ class EloraCache:
 
     def insert(self, adapter: str, tokens: array[int], slots: Any) -> Any:
         """Insert the whole key; returns the node at its end."""
-        node = self.cache.adapter_node(adapter)
+        node = self.cache.adapters.node(adapter)
         return self.cache.tree.insert(node, tokens, (adapter, None), slots, len(tokens)).node
 
     def evict(self, slots: int) -> int:

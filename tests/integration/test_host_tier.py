@@ -113,13 +113,74 @@ def test_a_flush_forgets_both_tiers(page: int) -> None:
     clean(harness)
 
 
+def test_a_flush_forgets_an_adapter_that_was_loaded_a_moment_before(page: int) -> None:
+    harness = Harness(640, dict(ADAPTERS), page_size=page, host=4096)
+    settle(harness)
+    for flush in (False, True):
+        late = "e" * 31 + str(int(flush))
+        harness.weights.sizes[late] = 32
+        harness.weights.manager.loras[late] = None
+        if flush:
+            harness.cache.reset()
+            harness.allocator.clear()
+        settle(harness)
+        node = harness.cache.adapters.node(late)
+        assert node.host is (not flush) and node.resident is (not flush)
+    harness.run(list(range(60)), late)
+    settle(harness)
+    clean(harness)
+
+
+def test_the_saves_of_one_plan_travel_together(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(4096, ADAPTERS, page_size=page, host=4096)
+    settle(harness)
+    for i in range(6):
+        harness.run([1000 * i + j for j in range(64)], A)
+    counts, before = harness.cache.manager.counters, harness.cache.manager.counters()["backups"]
+    started: list[int] = []
+    save = harness.engine.save
+
+    def note(transfer: int, *slots: Any) -> None:
+        started.append(transfer)
+        save(transfer, *slots)
+
+    monkeypatch.setattr(harness.engine, "save", note)
+    harness.tick()
+    assert counts()["backups"] - before == 6 and len(started) == 1
+    settle(harness)
+    below = harness.cache.tree.walk(harness.cache.adapters.node(A))
+    assert all(node.clean for node in below)
+    clean(harness)
+
+
+def test_a_copy_of_several_saves_that_cannot_start_undoes_all(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(4096, ADAPTERS, page_size=page, host=4096)
+    settle(harness)
+    for i in range(6):
+        harness.run([1000 * i + j for j in range(64)], A)
+    used = harness.cache.tree.host_size
+
+    def refuse(*_: Any) -> None:
+        raise transfers.TransferError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.engine, "save", refuse)
+        harness.tick()
+        assert harness.cache.tree.host_size == used and not harness.cache.driver.busy
+        clean(harness)
+    settle(harness)
+    clean(harness)
+
+
 def test_an_unloaded_adapter_leaves_both_tiers(page: int) -> None:
     harness = Harness(640, ADAPTERS, page_size=page, host=4096, gbps=GBPS)
     harness.run(list(range(160)), A)
     fill(harness, 6)
     settle(harness)
     del harness.weights.manager.loras[A]
-    harness.cache.drop_adapter(A)
+    harness.cache.adapters.drop(A)
     settle(harness)
     assert all(node.key != A for node in harness.cache.tree.adapters())
     clean(harness)
@@ -279,7 +340,7 @@ def test_a_prefix_computed_while_it_was_on_its_way(page: int, new_pass: bool) ->
     if new_pass:
         cache.begin_pass(None)
         assert harness.tier is not None
-        harness.tier.engine.fence(sorted(cache._fenced))
+        harness.tier.engine.fence(sorted(cache.fences._fenced))
     harness.grow(running, [4])  # compares all that it reads
     harness.abort(waiting)
     harness.finish(running)

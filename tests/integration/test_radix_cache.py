@@ -33,8 +33,8 @@ def test_a_miss_pins_the_adapter(harness: Harness, tokens: list[int]) -> None:
     """Empty and too-short keys return the adapter node, never the root: the lock must pin the weights."""
     req = harness.request(tokens, A)
     assert harness.match(req) == 0
-    assert req.last_node is harness.cache.adapter_node(A)
-    harness.cache.load_adapter(req.last_node)
+    assert req.last_node is harness.cache.adapters.node(A)
+    harness.cache.adapters.load(req.last_node)
     lock = harness.cache.lock(req.last_node)
     harness.cache.evict(EvictParams(num_tokens=10_000))
     assert A in harness.weights.resident
@@ -117,8 +117,8 @@ def test_unload_while_running(harness: Harness) -> None:
     running = harness.request(list(range(120)), A)
     harness.admit(running)
     assert running.prefix_len > 0
-    harness.cache.drop_adapter(A)
-    harness.cache.drop_adapter(A)
+    harness.cache.adapters.drop(A)
+    harness.cache.adapters.drop(A)
     assert A in harness.weights.resident
     harness.grow(running, [1, 2, 3])
     harness.cache.checkpoint(running, up_to=123)
@@ -175,7 +175,7 @@ def test_random_traffic_leaks_nothing(harness: Harness) -> None:
             req = running.pop(rng.randrange(len(running)))
             harness.finish(req, checkpoint=rng.random() < 0.8)
         elif not any(r.lora_id == A for r in running):
-            harness.cache.drop_adapter(A)
+            harness.cache.adapters.drop(A)
         harness.cache.tree.check()
         assert harness.cache.auditor.audit(running) == []
     for req in running:
