@@ -1,0 +1,76 @@
+"""Chat, the paper's first scenario: LMSYS conversations, model name -> adapter. Several turns with think times.
+
+Where the numbers come from:
+
+- LMSYS-Chat-1M (Zheng et al., ICLR 2024, arXiv 2309.11998), table 1: 2.0 turns a conversation, 69.5 tokens a
+  prompt and 214.5 an answer, on average. Their spread is not given. Ours: log-normal, with a sigma that puts the
+  median prompt at some 20 tokens and the median answer at some 150, cut where FastChat's demo cut them.
+- Turns are geometric: BurstGPT (arXiv 2401.17644) has a median of 2 and 75 % of conversations within 4; the
+  multi-turn conversations of ServeGen (arXiv 2505.09999) have 3.5 on average.
+- Think times: ServeGen puts the time between turns at about 100 s. The Mooncake conversation trace has gaps of 42,
+  123 and 480 s (10th, 50th, 90th percentile) with sigma 0.98 of the logarithm, answering included. Ours: log-normal
+  with that sigma, mean 160 s, so median 100 s.
+- Arrivals of sessions: Poisson, an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from elora_sglang.eval.workloads import arrivals
+from elora_sglang.eval.workloads.draws import LogNormal, geometric
+from elora_sglang.eval.workloads.model import Piece, Session, WorkloadError
+from elora_sglang.eval.workloads.traffic import Talk, Traffic, own_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Traffic):
+    """Lengths in tokens, times in seconds; means are those of one turn.
+
+    ``system_tokens``: a system prompt that all sessions of an adapter share, 0 for none (LMSYS has none).
+    """
+
+    NAME: ClassVar[str] = "chat"
+    ABOUT: ClassVar[str] = "conversations with think times (the paper's LMSYS scenario)"
+
+    turns: float = 2.0
+    prompt_tokens: float = 69.5
+    prompt_sigma: float = 1.6  # an assumption, see above
+    prompt_most: int = 3072  # an assumption: what FastChat let through of a context of 4096
+    answer_tokens: float = 214.5
+    answer_sigma: float = 0.85  # an assumption, see above
+    answer_most: int = 1024  # FastChat's largest "max output tokens"
+    think_s: float = 160.0
+    think_sigma: float = 0.98
+    think_most: float = 1800.0  # an assumption: who is away for longer does not come back
+    system_tokens: int = 0
+    context_tokens: int = 8192  # Llama-3-8B's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.turns < 1 or self.system_tokens < 0:
+            raise WorkloadError(
+                f"turns must be at least 1 and system_tokens at least 0, got {self.turns:g} and {self.system_tokens}"
+            )
+        self._talk()
+
+    def _talk(self) -> Talk:
+        return Talk(
+            LogNormal(self.prompt_tokens, self.prompt_sigma, self.prompt_most),
+            LogNormal(self.answer_tokens, self.answer_sigma, self.answer_most),
+            LogNormal(self.think_s, self.think_sigma, self.think_most),
+            self.context_tokens,
+        )
+
+    def sessions(self) -> Iterator[Session]:
+        """See :class:`Traffic`."""
+        talk, popularity, ids = self._talk(), self.popularity(), own_ids()
+        times = arrivals.poisson(self.rate / self.turns, self.duration_s, self.rng("arrivals"))
+        for number, at in enumerate(times):
+            rng = self.rng(number)
+            adapter = popularity.adapter(number, at)
+            opening = (Piece(adapter, self.system_tokens),) if self.system_tokens else ()
+            turns = geometric(rng, self.turns)
+            yield talk.session(rng, ids, number=number, adapter=adapter, at=at, opening=opening, turns=turns)
