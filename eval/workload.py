@@ -1,0 +1,102 @@
+"""``python -m elora_sglang.eval workload``: what a workload is like, and the workload as a file.
+
+A workload is made by a generator (``workload chat --rate 8``) or read from a trace or a saved workload
+(``workload --trace FILE``). The table says how many sessions and turns it has, how long prompts and answers are, how
+its adapters are used, what it offers a second, and how much of its prompts a cache that forgets nothing would find:
+no policy can find more. ``--out FILE`` writes it, one session a line, to be diffed and played again with ``--trace``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from typing import Any
+
+from elora_sglang.eval import reporting
+from elora_sglang.eval.workloads import GENERATORS, arguments, figures, file
+from elora_sglang.eval.workloads.figures import Figures, Lengths
+from elora_sglang.eval.workloads.model import Workload, WorkloadError
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to ``python -m elora_sglang.eval``."""
+    parser = subparsers.add_parser(
+        "workload",
+        help="make, read, describe and save workloads",
+        description=f"Workloads:\n{arguments.about_generators()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workload", nargs="?", metavar="NAME", help=", ".join(GENERATORS))
+    arguments.add_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", help="write it here; FILE.gz is compressed")
+    parser.add_argument(
+        "--block-tokens", type=int, default=64, help="block of the cache (default %(default)s)"
+    )
+    reporting.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write and describe; returns the exit status. A workload that cannot be made ends it with one line."""
+    if args.block_tokens < 1:
+        raise SystemExit(f"workload: --block-tokens must be at least 1, got {args.block_tokens}")
+    started = time.monotonic()
+    try:
+        found = arguments.workload(args)
+        if args.out:
+            file.write(found, args.out)
+            reporting.progress(f"wrote {args.out} in {time.monotonic() - started:.1f} s")
+            found = file.read(args.out)
+        measured = figures.measure(found, args.block_tokens)
+    except WorkloadError as error:
+        raise SystemExit(f"workload: {error}") from None
+    if measured is None:
+        raise SystemExit("workload: no sessions; make the duration, the rate or the share of sessions larger")
+    header = found.header
+    reporting.progress(f"read {measured.turns} turns in {time.monotonic() - started:.1f} s")
+    data: dict[str, Any] = {"name": header.name, "seed": header.seed, "parameters": dict(header.parameters)}
+    return reporting.finish(
+        args,
+        title=f"Workload {header.name}, seed {header.seed}",
+        header=["", "", "mean", "P50", "P95", "P99", "max"],
+        rows=rows(found, measured),
+        aims=[],
+        data={**data, "figures": asdict(measured)},
+    )
+
+
+def rows(workload: Workload, measured: Figures) -> list[list[object]]:
+    """The table's rows: a name and a value, for lengths the percentiles."""
+    ranks = sorted({adapter.rank for adapter in workload.header.adapters})
+    full = f"{measured.block_tokens}"
+    found: list[list[object]] = [
+        ["sessions", f"{measured.sessions:,}"],
+        ["turns", f"{measured.turns:,}"],
+        ["seconds to the last known arrival", f"{measured.span_s:,.1f}"],
+        ["turns a second", f"{measured.turn_rate:.3g}"],
+        ["prompt tokens a second", f"{measured.prompt_rate:,.0f}"],
+        ["answer tokens a second", f"{measured.answer_rate:,.0f}"],
+        ["adapters used, of", f"{measured.adapters_used} of {measured.adapters_listed}"],
+        ["LoRA ranks", ",".join(map(str, ranks)) or "-"],
+        ["skew over the run (fitted)", f"{measured.skew:.2f}"],
+        [f"full prompt blocks of {full}", f"{measured.full_blocks:,}"],
+        ["found by an infinite cache", f"{measured.full_hit:.1%}"],
+        ["with each prompt's last, partial block", f"{measured.block_hit:.1%}"],
+        ["distinct tokens in full blocks", f"{measured.distinct_tokens:,}"],
+    ]
+    lengths = [
+        ("prompt tokens", measured.prompt),
+        ("of them new in the session", measured.new),
+        ("answer tokens", measured.answer),
+    ]
+    return [[*row, "", "", "", "", ""] for row in found] + [
+        [name, "", *_cells(values)] for name, values in lengths
+    ]
+
+
+def _cells(values: Lengths) -> list[str]:
+    return [
+        f"{values.mean:,.1f}",
+        *(f"{value:,}" for value in (values.p50, values.p95, values.p99, values.most)),
+    ]
