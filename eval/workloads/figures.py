@@ -78,7 +78,7 @@ class InfiniteCache:
             length = tokens(prompt)
             keys = self.keys.extend(known, min(kept, context_tokens), prompt, partial=True)
             full = length // size
-            found = min(kept // size, full)  # the session's own, the last answer included
+            found = kept // size  # the session's own, the last answer included
             del path[found:]
             node = path[-1] if path else -1 if session.adapter is None else session.adapter
             for key in itertools.islice(keys, len(path), full):

@@ -46,9 +46,9 @@ def test_equal_workloads_are_equal_files_whatever_their_names(tmp_path: Path) ->
     for kind in ("jsonl", "gz"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert len((tmp_path / "a.gz").read_bytes()) < len((tmp_path / "a.jsonl").read_bytes()) / 2
+    assert (tmp_path / "a.gz").read_bytes()[3:8] == bytes(5), "neither a name nor a time"
     for line in (tmp_path / "a.jsonl").read_text().splitlines():
-        value = json.loads(line)
-        assert list(value) == sorted(value)
+        assert json.dumps(json.loads(line), sort_keys=True, separators=(",", ":"), ensure_ascii=False) == line
 
 
 def test_reading_and_writing_stream(tmp_path: Path) -> None:

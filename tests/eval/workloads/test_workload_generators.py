@@ -18,6 +18,7 @@ from elora_sglang.eval.workloads.model import (
     prompts,
     tokens,
 )
+from elora_sglang.eval.workloads.popularity import Popularity
 
 NAMES = sorted(GENERATORS)
 
@@ -158,22 +159,25 @@ def test_arrivals_of_an_adapter_are_bursty_as_far_as_they_are_switched(name: str
 
 
 def test_bursty_adapters_follow_skew_and_drift() -> None:
-    shape = {
-        "adapters": 10,
-        "skew": 1.0,
-        "duration_s": 20_000.0,
-        "drift_s": 10_000.0,
-        "redraw": 1.0,
-        "off_s": 20.0,
-    }
+    shape = {"skew": 1.0, "drift_s": 10_000.0, "redraw": 1.0}
     halves = [Counter(), Counter()]
-    for session in create("translation", **shape).sessions():
+    for session in create("translation", adapters=10, duration_s=20_000.0, off_s=20.0, **shape).sessions():
         halves[session.start >= 10_000][session.adapter] += 1
-    expected = 1 / sum(1 / rank for rank in range(1, 11))
-    tops = [half.most_common(1)[0] for half in halves]
-    for (_, count), half in zip(tops, halves, strict=True):
-        assert count / sum(half.values()) == pytest.approx(expected, rel=0.2)
-    assert [a for a, _ in halves[0].most_common()] != [a for a, _ in halves[1].most_common()]
+    popularity = Popularity(10, **shape)
+    assert popularity.order(0)[0] != popularity.order(1)[0], "with this seed the first changes"
+    for epoch, half in enumerate(halves):
+        for adapter in popularity.order(epoch)[:3]:
+            expected = popularity.share(adapter, epoch)
+            assert half[adapter] / sum(half.values()) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("drift_s", [0.0, 5.0])
+def test_bursts_are_at_their_rate_from_the_start(drift_s: float) -> None:
+    made = create("translation", adapters=1000, skew=0.0, rate=200.0, duration_s=15.0, drift_s=drift_s)
+    counts = [0, 0, 0]
+    for session in made.sessions():
+        counts[int(session.start // 5)] += 1
+    assert counts == pytest.approx([1000] * 3, rel=0.15)
 
 
 def test_the_burst_uses_8_adapters_and_then_16_evenly() -> None:

@@ -40,6 +40,15 @@ def test_an_adapter_is_a_function_of_seed_session_and_time() -> None:
     assert forwards != {key: Popularity(100, seed=2).adapter(*key) for key in asked}
 
 
+def test_another_seed_draws_other_places_and_not_only_other_names() -> None:
+    drawn = []
+    for seed in (1, 2):
+        popularity = Popularity(100, drift_s=0, seed=seed)
+        place = {adapter: place for place, adapter in enumerate(popularity.order(0))}
+        drawn.append([place[popularity.adapter(number, 0.0)] for number in range(100)])
+    assert drawn[0] != drawn[1]
+
+
 def test_drift_redraws_a_share_of_the_ranks_at_each_period_only() -> None:
     popularity = Popularity(200, drift_s=60.0, redraw=0.1, seed=5)
     assert popularity.epoch(59.9) == 0
