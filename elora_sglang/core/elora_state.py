@@ -6,9 +6,7 @@ import math
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.node import Node
-
-#: Half-life H of uses: about twice the median gap between the turns of a conversation.
-HALF_LIFE_S = 300.0
+from elora_sglang.core.reuse_clock import STANDARD_S, ReuseClock
 
 #: Hinted returns are looked at in steps of so many seconds; nothing is expected sooner than that.
 STEP_S = 10.0
@@ -29,7 +27,8 @@ class State:
     """Mark of one node.
 
     Attributes:
-        weight, used: uses ``w`` with half-life H, as of second ``used``, the last one.
+        weight, used: uses ``w`` with half-life H, as of ``used``, the last one, on the reuse clock.
+        at: second of the last use.
         start: tokens before the node (KV).
         clean_bits, dirty_bits, host_bits: log2 of the seconds per byte that keeping saves: device with and without
             a host copy behind it, host.
@@ -43,6 +42,7 @@ class State:
     """
 
     __slots__ = (
+        "at",
         "bias",
         "clean_bits",
         "dirty_bits",
@@ -59,9 +59,10 @@ class State:
         "weight",
     )
 
-    def __init__(self, weight: float, used: float) -> None:
+    def __init__(self, weight: float, used: float, at: float) -> None:
         self.weight = weight
         self.used = used
+        self.at = at
         self.start = 0
         self.clean_bits = self.dirty_bits = self.host_bits = 0.0
         self.floor = NEVER
@@ -72,15 +73,15 @@ class State:
 
     def copy(self) -> State:
         """The same figures for the other half of a split node."""
-        other = State(self.weight, self.used)
+        other = State(self.weight, self.used, self.at)
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))
         return other
 
-    def use(self, now: float) -> None:
+    def use(self, clock: ReuseClock, now: float) -> None:
         """One use more at second ``now``; hints and predictions about it have been answered."""
-        self.weight = 1.0 + self.weight * math.pow(2.0, -(now - self.used) / HALF_LIFE_S)
-        self.used = now
+        self.weight = 1.0 + self.weight * math.pow(2.0, -(clock.now - self.used) / STANDARD_S)
+        self.used, self.at = clock.now, now
         self.expected = self.expected_until = self.bias = 0.0
         self.ended = False
 
@@ -103,7 +104,7 @@ class State:
         self.dirty_bits = math.log2(dirty / size)
         self.host_bits = math.log2(max(dirty - clean, 1e-3 * dirty) / size)
 
-    def probability_bits(self, frequency: bool, recency: bool, now: float) -> float:
+    def probability_bits(self, frequency: bool, recency: bool, clock: ReuseClock, now: float) -> float:
         """log2 of how soon a use is expected at second ``now``; only differences between nodes mean anything.
 
         ``log2(w) + t_last / H``: as w fades with half-life H, this order never changes by waiting. w uses stand for
@@ -112,9 +113,9 @@ class State:
         """
         own = (math.log2(self.weight) if frequency else 0.0) + self.bias
         if recency:
-            own += self.used / HALF_LIFE_S
+            own += self.used / STANDARD_S
         if self.expected_until:
-            today = now // STEP_S * STEP_S
-            hinted = math.log2(HALF_LIFE_S / _LN2 / max(self.expected - today, STEP_S))
-            own = max(own, hinted + (today / HALF_LIFE_S if recency else 0.0))
+            today, half_life = now // STEP_S * STEP_S, clock.half_life_s
+            hinted = math.log2(half_life / _LN2 / max(self.expected - today, STEP_S))
+            own = max(own, hinted + (clock.now / STANDARD_S - (now - today) / half_life if recency else 0.0))
         return own if own >= self.floor else self.floor

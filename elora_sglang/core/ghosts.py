@@ -15,10 +15,11 @@ CAPACITY = 65_536
 
 
 class Ghost(NamedTuple):
-    """Decayed number of uses, and the second of the last one."""
+    """Decayed number of uses; when the last one was, on the reuse clock and in seconds."""
 
     weight: float
     last_use: float
+    at: float
 
 
 def ghost_key(node: Node, page_size: int) -> GhostKey:

@@ -17,7 +17,7 @@ from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.node import Insert, Kind, Match, Node
-from elora_sglang.core.policy import create_policy
+from elora_sglang.core.policy import Policy, create_policy
 from elora_sglang.core.structure import PayloadOps
 from elora_sglang.core.swapper import Swapper, SwapSettings
 from elora_sglang.core.tree import DependencyTree
@@ -76,6 +76,7 @@ class CacheManager:
         payloads: splits and slices what the runtime keeps per node.
         settings: of the swapper; ``host_slots`` 0 means that nothing is ever copied.
         costs: what moving and computing costs, until a tick brings better figures.
+        policy: taken instead of one made by name; for studies, as no recording of it can be replayed.
 
     Attributes:
         tree: to be read; changed through events only.
@@ -91,6 +92,7 @@ class CacheManager:
         payloads: PayloadOps,
         settings: SwapSettings,
         costs: Costs,
+        policy: Policy | None = None,
     ) -> None:
         self.page_size = page_size
         self.device_slots = device_slots
@@ -101,7 +103,9 @@ class CacheManager:
         self.costs = costs
         self.now = 0.0
         self.batch_size = 0.0
-        self.policy = create_policy(policy_name, lora_share=settings.lora_share, without=settings.without)
+        self.policy = policy or create_policy(
+            policy_name, lora_share=settings.lora_share, without=settings.without
+        )
         self.waiting = WaitingQueue()
         self.policy.bind(self)
         self.tree = DependencyTree(page_size, self.policy, payloads)

@@ -14,6 +14,7 @@ import math
 from elora_sglang.core.adapter_demand import AdapterDemand
 from elora_sglang.core.node import Node
 from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.reuse_clock import MOST_TURNS, ReuseClock
 
 _LN2 = math.log(2.0)
 
@@ -25,14 +26,25 @@ _CORRECTION = [-math.log2(1.0 + math.exp(-step / _STEPS)) for step in range(12 *
 DEMAND_HALF_LIFE_S = 300.0
 
 
+class Mark:
+    """Of a node: LoRA_Eval in bits, creation or last use on the clock, and in seconds."""
+
+    __slots__ = ("at", "bits", "used")
+
+    def __init__(self, used: float, at: float) -> None:
+        self.bits, self.used, self.at = 0.0, used, at
+
+
 class RetainEval(BasePolicy):
-    """Eq. 6; the two readings differ in the class attributes below. ``mark`` holds an adapter's LoRA_Eval bits.
+    """Eq. 6; the two readings differ in the class attributes below. ``mark``: a :class:`Mark`.
 
     Visits count the request that created a node, so that a new node scores above zero.
     """
 
-    #: Seconds that make one unit of t in the sigmoid.
+    #: Seconds on the clock that make one unit of t in the sigmoid.
     tau_s: float
+    #: Whether the clock follows the pace of the traffic; else it shows seconds.
+    paced: bool
     #: Divide cost by bytes: whole objects of different size compare by what a byte is worth.
     per_byte: bool
     #: +1: an adapter counts more when evicting it leaves too few (the aim). -1: Eq. 4 multiplied as printed.
@@ -40,23 +52,30 @@ class RetainEval(BasePolicy):
 
     def __init__(self) -> None:
         self._demand = AdapterDemand(DEMAND_HALF_LIFE_S)
+        self._clock = ReuseClock()
+        self._gap: float | None = None
+
+    def _mark(self, node: Node) -> Mark:
+        mark: Mark | None = node.mark
+        if mark is None:
+            mark = node.mark = Mark(self._clock.now, self.view.now)
+        return mark
 
     def priority(self, node: Node) -> float:
         """log2 of Eq. 6, less what all nodes share."""
         without = self.view.without
+        mark: Mark = node.mark or self._mark(node)
         value = 0.0
         if "cost" not in without:
             value += self._cost_bits(node)
         if "frequency" not in without:
             value += math.log2(1 + node.visits)
         if "recency" not in without:
-            value += node.last_use / (self.tau_s * _LN2)
-            age = max(self.view.now - node.last_use, 0.0)
+            value += mark.used / (self.tau_s * _LN2)
+            age = max(self._clock.now - mark.used, 0.0)
             step = int(age * _STEPS / self.tau_s)
             value += _CORRECTION[step] if step < len(_CORRECTION) else 0.0
-        if node.kind == "adapter" and node.mark is not None:
-            value += node.mark
-        return value
+        return value + mark.bits
 
     def _cost_bits(self, node: Node) -> float:
         if not node.size:
@@ -71,29 +90,43 @@ class RetainEval(BasePolicy):
 
     def _score_adapter(self, node: Node) -> bool:
         """Keep LoRA_Eval (Eq. 4) of ``node`` in bits; whether it fell."""
-        before = 0.0 if node.mark is None else node.mark
+        mark = self._mark(node)
+        before = mark.bits
         short = min(log2_min1(self.view.resident_adapters() - 1, self._demand.low_lora), 0.0)
         if self.sign < 0:
             # As printed the KV's score carries min(1, Now / Low) too; only the difference to it matters.
             short -= min(log2_min1(self.view.resident_adapters(), self._demand.low_lora), 0.0)
-        node.mark = 0.0 if "pressure" in self.view.without else -self.sign * short
-        return bool(node.mark < before)
+        mark.bits = 0.0 if "pressure" in self.view.without else -self.sign * short
+        return mark.bits < before
 
     def on_insert(self, node: Node) -> None:
         """An adapter joins those that are scored again in turn."""
         super().on_insert(node)
+        self._mark(node)
         if node.kind == "adapter" and node.size:
             self._demand.resident.add(node)
             if self._score_adapter(node):
                 self.view.reprioritize(node)
 
     def on_use(self, node: Node) -> None:
-        """Counts the adapter's share of use."""
+        """Counts the adapter's share of use, and learns from the gap since the last."""
+        now, mark = self.view.now, self._mark(node)
         if node.kind == "adapter":
-            self._demand.use(node.key, self.view.now)
+            self._demand.use(node.key, now)
+            self._learn_gap()
+        elif node.visits <= MOST_TURNS:
+            self._gap = now - mark.at
+        mark.used, mark.at = self._clock.now, now
+
+    def _learn_gap(self) -> None:
+        if self._gap is not None and self.paced:
+            self._clock.observe(self._gap)
+        self._gap = None
 
     def on_split(self, upper: Node, lower: Node) -> None:
-        """A smaller node costs less."""
+        """Both halves were used when the node was; a smaller node costs less."""
+        mark = self._mark(lower)
+        upper.mark = Mark(mark.used, mark.at)
         self.view.reprioritize(lower)
 
     def on_evict(self, node: Node) -> None:
@@ -102,12 +135,15 @@ class RetainEval(BasePolicy):
 
     def on_tick(self) -> None:
         """Goes on with Low_lora, and scores a slice of the adapters again."""
+        self._learn_gap()
+        self._clock.advance(self.view.now)
         self._demand.tick(self.view)
         self._demand.rescore(self.view, self._score_adapter)
 
     def on_reset(self) -> None:
-        """Forgets all shares of use."""
+        """Forgets all shares of use; what was learned about gaps stays."""
         self._demand.clear()
+        self._gap = None
 
 
 def log2_min1(now: float, low: float) -> float:

@@ -42,9 +42,9 @@ def test_impossible_costs_are_refused(field: str, value: float) -> None:
 def test_a_ghost_list_is_bounded_and_forgets_the_oldest() -> None:
     ghosts = GhostList(2)
     for i in range(3):
-        ghosts.remember((None, bytes([i])), Ghost(float(i), 0.0))
+        ghosts.remember((None, bytes([i])), Ghost(float(i), 0.0, 0.0))
     assert len(ghosts) == 2 and ghosts.recall((None, b"\0")) is None
-    assert ghosts.recall((None, b"\2")) == Ghost(2.0, 0.0) and len(ghosts) == 1
+    assert ghosts.recall((None, b"\2")) == Ghost(2.0, 0.0, 0.0) and len(ghosts) == 1
     with pytest.raises(ValueError, match="at least one"):
         GhostList(0)
 

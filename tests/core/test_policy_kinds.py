@@ -177,7 +177,7 @@ def test_the_sign_of_eq_4(name: str) -> None:
     # as printed the score of an adapter falls when too few are left, as meant it rises (age aside)
     age = 1 - math.exp(0) if name == "paper" else 0
     assert age == 0
-    assert (left.mark > 0) if name == "paper" else (left.mark < 0), (before, left.mark)
+    assert (left.mark.bits > 0) if name == "paper" else (left.mark.bits < 0), (before, left.mark.bits)
 
 
 def test_terms_of_the_paper_can_be_switched_off() -> None:

@@ -1,6 +1,7 @@
 """ELORA's own score: for KV and adapters alike, the seconds that keeping a byte is expected to save.
 
-``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / H)`` at every use, H = 300 s.
+``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / H)`` at every use; H is twice the
+median gap between the turns of conversations, learned (:mod:`~elora_sglang.core.reuse_clock`).
 The way back of a node with a complete host copy is the load, of KV without one its recomputing, of an adapter
 without one its file; on the host a copy is worth what it saves over doing without. An adapter is never less probable
 than the KV below it; it counts more while requests wait for it, and while fewer adapters are on the device
@@ -14,13 +15,14 @@ import heapq
 import math
 
 from elora_sglang.core.adapter_demand import AdapterDemand
-from elora_sglang.core.elora_state import BOTTOM, HALF_LIFE_S, SHARED, State
+from elora_sglang.core.elora_state import BOTTOM, SHARED, State
 from elora_sglang.core.ghosts import Ghost, GhostKey, GhostList, ghost_key
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.node import Node
 from elora_sglang.core.path_digests import path_digests
 from elora_sglang.core.policy import BasePolicy, PolicyView
 from elora_sglang.core.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
+from elora_sglang.core.reuse_clock import MOST_TURNS, STANDARD_S, ReuseClock
 
 #: A hinted return is waited for this share longer, and so many seconds.
 SLACK, SLACK_S = 0.25, 10.0
@@ -49,7 +51,10 @@ class Elora(BasePolicy):
     """
 
     def __init__(self) -> None:
-        self._demand = AdapterDemand(HALF_LIFE_S)
+        self._demand = AdapterDemand(STANDARD_S)
+        self._clock = ReuseClock()
+        #: Seconds since the last use of the deepest KV that the request being admitted found.
+        self._gap: float | None = None
         self._ghosts = GhostList()
         self._predictor = ReturnPredictor()
         self._asked: dict[GhostKey, Question] = {}
@@ -69,12 +74,15 @@ class Elora(BasePolicy):
         self._hints, self._predict = "hints" not in without, "predictor" not in without
         self._remember = "ghosts" not in without
 
+    def _likely(self, state: State) -> float:
+        return state.probability_bits(self._frequency, self._recency, self._clock, self.view.now)
+
     # -- the score ----------------------------------------------------------------------------------
 
     def priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the device, in bits."""
         state: State = node.mark or self._state(node)
-        bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
+        bits = self._likely(state) + state.extra
         if self._cost:
             bits += state.clean_bits if node.host and node.clean else state.dirty_bits
         return bits if not state.ended else BOTTOM + bits
@@ -82,7 +90,7 @@ class Elora(BasePolicy):
     def host_priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the host, in bits."""
         state: State = node.mark or self._state(node)
-        bits = state.probability_bits(self._frequency, self._recency, self.view.now) + state.extra
+        bits = self._likely(state) + state.extra
         if self._cost:
             bits += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
         return bits if not state.ended else BOTTOM + bits
@@ -95,12 +103,13 @@ class Elora(BasePolicy):
 
     def _fresh(self, node: Node) -> State:
         ghost = None
-        state = State(1.0, self.view.now)
+        state = State(1.0, self._clock.now, self.view.now)
         if len(self._ghosts):
             ghost = self._ghosts.recall(ghost_key(node, self.view.page_size))
         if ghost is not None:
-            state = State(ghost.weight, ghost.last_use)
-            state.use(self.view.now)
+            state = State(ghost.weight, ghost.last_use, ghost.at)
+            self._clock.observe(self.view.now - ghost.at)
+            state.use(self._clock, self.view.now)
         above = node.parent
         if node.kind == "kv" and above is not None and above.kind == "kv":
             state.start = self._state(above).start + above.size
@@ -109,7 +118,7 @@ class Elora(BasePolicy):
 
     def _change(self, node: Node, state: State, before: tuple[float, float]) -> None:
         """After a change that may have lowered ``node``: its adapter keeps up, its entries follow."""
-        likely = state.probability_bits(self._frequency, self._recency, self.view.now)
+        likely = self._likely(state)
         if node.kind == "kv" and node.adapter is not None and node.adapter.size and not state.ended:
             above = self._state(node.adapter)
             above.floor = max(above.floor, likely)
@@ -118,7 +127,7 @@ class Elora(BasePolicy):
             self.view.reprioritize(node)
 
     def _both(self, node: Node, state: State) -> tuple[float, float]:
-        return self._worth(node, state, state.probability_bits(self._frequency, self._recency, self.view.now))
+        return self._worth(node, state, self._likely(state))
 
     def _worth(self, node: Node, state: State, likely: float) -> tuple[float, float]:
         """:meth:`priority` and :meth:`host_priority` at once, for a node whose probability bits are known."""
@@ -146,11 +155,19 @@ class Elora(BasePolicy):
         """Counts the use; what was hinted or predicted about it has come true."""
         now, state = self.view.now, self._state(node)
         before = self._both(node, state)
-        state.use(now)
-        state.price(node, self.view.costs)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
+            self._learn_gap()
+        elif node.visits <= MOST_TURNS:
+            self._gap = now - state.at
+        state.use(self._clock, now)
+        state.price(node, self.view.costs)
         self._change(node, state, before)
+
+    def _learn_gap(self) -> None:
+        if self._gap is not None:
+            self._clock.observe(self._gap)
+            self._gap = None
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves keep the figures."""
@@ -176,7 +193,9 @@ class Elora(BasePolicy):
         """The counts stay behind as a ghost; those of an adapter's node stay in the tree with it."""
         if self._remember and (node.kind == "kv" or node.doomed):
             state = self._state(node)
-            self._ghosts.remember(ghost_key(node, self.view.page_size), Ghost(state.weight, state.used))
+            self._ghosts.remember(
+                ghost_key(node, self.view.page_size), Ghost(state.weight, state.used, state.at)
+            )
         elif not self._remember and node.kind == "adapter":
             node.mark = None
 
@@ -205,7 +224,7 @@ class Elora(BasePolicy):
             place = (key, digest)
             question = self._asked.pop(place, None)
             if question is not None:
-                self._predictor.returned(question, self.view.now)
+                self._predictor.returned(question, self._clock.now)
                 turns = max(turns, question.turns)
         return turns + 1, place
 
@@ -257,7 +276,7 @@ class Elora(BasePolicy):
             self._change(one, state, before)
 
     def _ask(self, node: Node, turns: int, place: GhostKey, hints: Hints) -> None:
-        self._asked[place] = self._predictor.ask(place[0], turns, self.view.now)
+        self._asked[place] = self._predictor.ask(place[0], turns, self._clock.now)
         if len(self._asked) > MOST_QUESTIONS:
             del self._asked[next(iter(self._asked))]
         if hints.expect_return_s is not None:
@@ -272,11 +291,13 @@ class Elora(BasePolicy):
     def on_tick(self) -> None:
         """Demand for adapters, adapters in turn, hints and questions whose time is up: bounded slices of each."""
         now = self.view.now
+        self._learn_gap()
+        self._clock.advance(now)
         self._demand.tick(self.view)
         for node in self._demand.resident.take():
             if self._score_adapter(node):
                 self.view.reprioritize(node)
-        self._predictor.expire(now)
+        self._predictor.expire(self._clock.now)
         for _ in range(256):
             if not self._expected or self._expected[0][0] >= now:
                 break
@@ -312,6 +333,7 @@ class Elora(BasePolicy):
         self._ghosts.clear()
         self._asked.clear()
         self._expected.clear()
+        self._gap = None
 
 
 def create() -> Elora:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from elora_sglang.core.retain_eval import RetainEval
+from elora_sglang.core.reuse_clock import STANDARD_S
 
 
 class Paper(RetainEval):
     """Eq. 6 corrected: cost per byte, ``sigmoid(-t / tau)``, an adapter counts more while there are too few.
 
-    tau is 300 s, about twice the median gap between the turns of a conversation. Low_lora counts waiting requests.
+    tau is about twice the median gap between the turns of a conversation, learned (300 s until then). Low_lora counts
+    waiting requests.
     """
 
     exact = False
 
-    tau_s = 300.0
+    tau_s = STANDARD_S
+    paced = True
     per_byte = True
     sign = 1
 

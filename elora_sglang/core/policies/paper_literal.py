@@ -17,6 +17,7 @@ class PaperLiteral(RetainEval):
     exact = False
 
     tau_s = 1.0
+    paced = False
     per_byte = False
     sign = -1
 
