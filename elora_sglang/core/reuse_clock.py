@@ -16,7 +16,10 @@ import math
 STANDARD_S = 300.0
 
 #: Half-lives in seconds that are ever used.
-SHORTEST_S, LONGEST_S = 10.0, 3600.0
+SHORTEST_S, LONGEST_S = 1.0, 3600.0
+
+#: Uses that are closer are of one moment, by requests that begin alike: no turns of a conversation.
+LEAST_GAP_S = 0.1
 
 #: Half-life over median gap.
 GAPS = 2.0
@@ -53,8 +56,10 @@ class ReuseClock:
 
     def observe(self, gap_s: float) -> None:
         """A conversation went on ``gap_s`` seconds after it was used last."""
+        if gap_s < LEAST_GAP_S:
+            return
         self._seen += 1
         step = max(STEP, 8.0 / (8.0 + self._seen))
-        self._median += step if math.log2(max(gap_s, 1e-3)) > self._median else -step
+        self._median += step if math.log2(gap_s) > self._median else -step
         if self._seen >= LEAST_GAPS:
             self.half_life_s = min(max(GAPS * 2.0**self._median, SHORTEST_S), LONGEST_S)

@@ -6,6 +6,7 @@ Plans only, from the tree, the waiting queue and the costs; bounded work each ti
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save, Why
 from elora_sglang.core.candidates import Candidates
@@ -58,6 +59,12 @@ class SwapSettings:
             )
         if self.host_slots < 0 or self.swap_interval_s < 0:
             raise ValueError("host_slots and swap_interval_s must be at least 0")
+
+
+def parts(without: frozenset[str]) -> dict[str, Any]:
+    """Arguments of :class:`SwapSettings` where these parts and terms are switched off (``--elora-without``)."""
+    on = {name: name.replace("_", "-") not in without for name in ("queue_prefetch", "idle_prefetch")}
+    return {**on, "backup": "backup" not in without, "guard": "guard" not in without, "without": without}
 
 
 @dataclass

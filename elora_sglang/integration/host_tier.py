@@ -12,6 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import CacheManager, SwapSettings
+from elora_sglang.core.swapper import parts
 from elora_sglang.core.trace import Recorder
 from elora_sglang.integration import host_size
 from elora_sglang.runtime.host_pool import HostPool
@@ -173,12 +174,8 @@ def build_manager(
             busy_watermark=settings.busy_watermark,
             idle_watermark=settings.idle_watermark,
             swap_interval_s=settings.swap_interval,
-            queue_prefetch="queue-prefetch" not in settings.without_terms,
-            idle_prefetch="idle-prefetch" not in settings.without_terms,
-            backup="backup" not in settings.without_terms,
-            guard="guard" not in settings.without_terms,
             lora_share=settings.lora_share,
-            without=settings.without_terms,
+            **parts(settings.without_terms),
         ),
         costs=Costs.default() if tier is None else tier.costs,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from elora_sglang.eval import reporting, server
 from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
+from elora_sglang.eval.state import State
 from elora_sglang.integration.config import TERMS
 
 TUNING_LOAD = 0.7
@@ -63,7 +64,7 @@ class Comparison:
 
     settings: Settings
     fleet: runner.Fleet = field(init=False)
-    state: runner.State = field(init=False)
+    state: State = field(init=False)
     link_gbps: float = 0.0
     prefill_s: float = 0.0
     chosen: dict[str, dict[str, systems.System]] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class Comparison:
         most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
         self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most, s.ranks)
         self.vocab = 0
-        self.state = runner.State(s.state)
+        self.state = State(s.state)
 
     def prepare(self) -> None:
         """Model on disk, link settled, servers' folder made."""
@@ -193,6 +194,8 @@ class Comparison:
             (cell,) = self.state.cell(key, partial(self._measure, candidate, work, steps, "tuning", 0))
             mean = cell["summary"]["ttft_mean"]
             entry = {"system": name, "factor": factor, "setting": candidate.setting, "ttft_mean": mean}
+            if "invalid_kv" in cell["summary"]:
+                entry["invalid_kv"] = cell["summary"]["invalid_kv"]
             self.tuning.append(entry)
             reporting.progress(f"tuning: {candidate.key} mean TTFT {1000 * mean:.0f} ms")
             if best is None or mean < best[0]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from elora_sglang.core.policy import LORA_SHARE
 from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.systems import STOCK
@@ -46,9 +47,19 @@ def title(settings: Any, data: dict[str, Any]) -> str:
         f"{budget['device_tokens']} and host {budget['host_tokens']} KV tokens for each, "
         f"{budget['adapters']} adapters\n"
         f"emulated link {link}{per_token}; proportions of: {ratio['name']} ({ratio['derived_from']})\n"
-        f"tuned: {data['chosen']}; capacity, turns/s: "
+        f"tuned: {data['chosen']}{_invalid(data['tuning'])}; capacity, turns/s: "
         f"{ {k: round(v, 2) for k, v in data['capacities'].items()} }"
     )
+
+
+def _invalid(tuning: Cells) -> str:
+    """Invalid KV by share of ``static``, as tuning found it; empty if it was not tuned."""
+    shares = [
+        f"{100 * e['invalid_kv']:.0f} % at {e['setting']:g} ({e['factor']:g}x)"
+        for e in tuning
+        if "invalid_kv" in e
+    ]
+    return f" (invalid KV of static meanwhile: {', '.join(shares)})" if shares else ""
 
 
 #: Working set, whose capacity the load is a share of, and the share.
@@ -177,14 +188,14 @@ def aims(data: dict[str, Any]) -> list[reporting.Aim]:
             shares = [c["summary"]["invalid_kv"] for c in cells if "invalid_kv" in c["summary"]]
             if name in STOCK or not shares:
                 continue
-            value = statistics.fmean(shares)
-            if name == "static":
-                aim = f"at least {AIM_STATIC_INVALID:g}"
-                found.append(
-                    reporting.Aim(f"{where}: invalid KV of static", value, aim, value >= AIM_STATIC_INVALID)
-                )
-            else:
+            if name != "static":  # whose best share may hold all adapters, so that nothing is invalid
+                value = statistics.fmean(shares)
                 found.append(reporting.Aim(f"{where}: invalid KV of {name}", value, 0, value == 0))
+    for entry in data["tuning"]:
+        if entry["system"] == "static" and entry["setting"] == LORA_SHARE and "invalid_kv" in entry:
+            where = f"{entry['factor']:g}x, tuning: invalid KV of static at its default share {LORA_SHARE:g}"
+            value, aim = entry["invalid_kv"], f"at least {AIM_STATIC_INVALID:g}"
+            found.append(reporting.Aim(where, value, aim, value >= AIM_STATIC_INVALID))
     wrong, compared, _ = differing(data)
     if compared:
         found.append(

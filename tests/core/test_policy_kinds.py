@@ -40,6 +40,22 @@ def test_slru_protects_what_was_used_again_from_a_scan() -> None:
     assert bench.order() == [node.id for node in [*scanned, again]]
 
 
+def test_rrip_keeps_what_was_used_through_a_scan_but_not_for_ever() -> None:
+    bench = Bench("rrip", device=100)
+    used = [bench.kv(i) for i in range(3)]
+    bench.use(*used)
+    for i in range(3, 10):
+        bench.kv(i)
+    gone = [victim.node_id for victim in bench.tree.evict(70)]
+    assert not set(gone) & {node.id for node in used}
+    # Each victim makes the others older: after two rounds what was used long ago is due, before what is new.
+    for _ in range(2):
+        fresh = [bench.kv(100 + i) for i in range(7)]
+        bench.use(*fresh)
+        bench.tree.evict(30)
+    assert all(not node.resident for node in used)
+
+
 def test_slru_bounds_its_protected_segment() -> None:
     bench = Bench("slru", device=50)  # protects 40 slots: four nodes
     nodes = [bench.kv(i) for i in range(6)]

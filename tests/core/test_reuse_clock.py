@@ -44,9 +44,13 @@ def test_it_follows_when_the_pace_changes() -> None:
     assert slow == pytest.approx(400, rel=0.1) and clock.half_life_s == pytest.approx(12, rel=0.1)
 
 
-@pytest.mark.parametrize(("gap", "half_life"), [(0.0, SHORTEST_S), (1e9, LONGEST_S)])
+@pytest.mark.parametrize(("gap", "half_life"), [(0.2, SHORTEST_S), (1e9, LONGEST_S)])
 def test_the_half_life_stays_within_its_bounds(gap: float, half_life: float) -> None:
     assert taught([gap] * 2000).half_life_s == half_life
+
+
+def test_what_begins_alike_at_one_moment_is_no_conversation() -> None:
+    assert taught([0.0, 0.05] * 500).half_life_s == STANDARD_S
 
 
 def test_time_goes_on_at_the_new_pace_only_from_now_on() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from elora_sglang.eval.serving import report
-from elora_sglang.eval.serving.runner import State
+from elora_sglang.eval.state import State
 
 MEANS = {"stock": 1.0, "stock-overlap": 0.8, "hicache": 0.5, "static": 0.4, "elora": 0.3}
 
@@ -41,7 +41,13 @@ def cells(of: str = "stock", **changed: Any) -> list[dict[str, Any]]:
 
 
 def data(**changed: Any) -> dict[str, Any]:
-    return {"cells": cells(**changed) + cells("hicache", **changed), "ablations": []}
+    tuning = [
+        {"system": "stock", "factor": 2.0, "setting": 1, "ttft_mean": 1.0},
+        {"system": "static", "factor": 2.0, "setting": 0.2, "ttft_mean": 0.5, "invalid_kv": 0.25},
+        {"system": "static", "factor": 2.0, "setting": 0.5, "ttft_mean": 0.4, "invalid_kv": 0.0},
+    ]
+    both = cells(**changed) + cells("hicache", **changed)
+    return {"cells": both, "ablations": [], "tuning": tuning}
 
 
 def test_the_better_stock_is_the_reference_and_hicache_at_its_own_load() -> None:
@@ -57,6 +63,16 @@ def test_a_different_answer_misses_an_aim() -> None:
     aims = report.aims(data(elora={"answers": {"0/0/0": [1, 3]}}))
     (aim,) = [aim for aim in aims if aim.name.startswith("answers that differ")]
     assert (aim.value, aim.ok) == (6, False)
+
+
+def test_the_best_share_of_static_may_hold_all_but_its_default_wastes_memory() -> None:
+    names = {aim.name: aim for aim in report.aims(data())}
+    wasted = names["2x, tuning: invalid KV of static at its default share 0.2"]
+    assert wasted.ok and wasted.value == 0.25
+    assert [n for n in names if "invalid KV of static" in n] == [wasted.name]
+    none = data()
+    none["tuning"][1]["invalid_kv"] = 0.1
+    assert not {aim.name: aim for aim in report.aims(none)}[wasted.name].ok
 
 
 def test_every_row_has_every_column() -> None:

@@ -155,7 +155,7 @@ def scheduler_with(manager: Manager, dropped: list[str], **queues: Any) -> Any:
     return SimpleNamespace(
         tp_size=1,
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager)),
-        tree_cache=SimpleNamespace(drop_adapter=dropped.append),
+        tree_cache=SimpleNamespace(adapters=SimpleNamespace(drop=dropped.append)),
         max_total_num_tokens=1000,
         page_size=1,
         waiting_queue=queues.pop("waiting", []),

@@ -61,7 +61,7 @@ CELLS = [
     *(
         Cell(name)
         for name in (
-            "paper", "paper-literal", "lru", "lfu", "slru", "gdsf", "chameleon", "arc", "static",
+            "paper", "paper-literal", "lru", "lfu", "slru", "rrip", "gdsf", "chameleon", "arc", "static",
         )
     ),
 ]  # fmt: skip

@@ -1,0 +1,270 @@
+"""``python -m elora_sglang.eval calibrate --url URL``: a machine profile for ``simulate``, fitted to a live server.
+
+Sends prompts that no cache knows, alone and in batches, and fits what a prefilled token, a decode step, a token of
+context and a LoRA rank cost; sizes come from the server's own description. The server should serve nobody else
+meanwhile; its caches are emptied. Links and disk are taken from the server where it tells (``--elora``), else from the
+flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from elora_sglang.eval import client, reporting
+from elora_sglang.eval.sim.machine import Machine
+
+#: Prompt lengths, batch sizes and answer lengths that are measured.
+PROMPTS, BATCHES, ANSWER = (64, 256, 1024, 2048), (1, 2, 4, 8), 48
+TIMES = 5
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to ``python -m elora_sglang.eval``."""
+    parser = subparsers.add_parser(
+        "calibrate", help="fit a machine profile to a live server", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--url", required=True, help="of the server, e.g. http://127.0.0.1:30000")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the profile is written here (.json)")
+    parser.add_argument("--name", default=None, help="of the profile (default: model and host)")
+    parser.add_argument("--device-tokens", type=int, help="tokens of KV and adapters (default: as it says)")
+    parser.add_argument("--host-tokens", type=int, help="of host memory (default 4 times the device's)")
+    parser.add_argument(
+        "--link-gbps", type=float, default=55.0, help="where it does not tell (default %(default)s)"
+    )
+    parser.add_argument("--disk-gbps", type=float, default=3.0, help="adapter files (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    reporting.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was timed: (prompt tokens, TTFT), (batch, context tokens, LoRA ranks, TPOT); seconds."""
+
+    prefills: list[tuple[int, float]]
+    decodes: list[tuple[int, int, int, float]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Seconds as of :class:`~elora_sglang.eval.sim.machine.Machine`, and the mean relative error of each fit."""
+
+    front_s: float
+    prefill_token_s: float
+    prefill_token2_s: float
+    step_s: float
+    step_request_s: float
+    step_context_s: float
+    step_rank_s: float
+    prefill_error: float
+    decode_error: float
+
+
+def fit(measured: Measured) -> Fit:
+    """Non-negative least squares on relative errors. Raises ValueError where there is too little to fit."""
+    if len(measured.prefills) < 3 or len(measured.decodes) < 4:
+        raise ValueError("a fit needs at least three prompt lengths and four batches")
+    lengths = [[1.0, n, n * (n - 1) / 2] for n, _ in measured.prefills]
+    front, token, token2 = _least(lengths, [t for _, t in measured.prefills])
+    batches = [[1.0, batch, context, ranks] for batch, context, ranks, _ in measured.decodes]
+    step, request, context, rank = _least(batches, [t for *_, t in measured.decodes])
+    return Fit(
+        front, token, token2, step, request, context, rank,
+        _error(lengths, (front, token, token2), [t for _, t in measured.prefills]),
+        _error(batches, (step, request, context, rank), [t for *_, t in measured.decodes]),
+    )  # fmt: skip
+
+
+def _least(rows: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
+    matrix, target = np.array(rows, dtype=float), np.array(times, dtype=float)
+    matrix = matrix / target[:, None]
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1.0
+    found, _ = nnls(matrix / scale, np.ones(len(target)))
+    return tuple(float(value) for value in found / scale)
+
+
+def _error(rows: Sequence[Sequence[float]], values: Sequence[float], times: Sequence[float]) -> float:
+    predicted = [sum(a * b for a, b in zip(row, values, strict=True)) for row in rows]
+    return statistics.fmean(abs(p - t) / t for p, t in zip(predicted, times, strict=True))
+
+
+class Target:
+    """The server under calibration."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        self.url = url.rstrip("/")
+        self._rng = random.Random(f"calibrate/{seed}")
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.info: dict[str, Any] = self._get("/server_info")
+        config = json.loads((Path(self.info["model_path"]) / "config.json").read_text())
+        self.config: dict[str, Any] = config.get("text_config", config)
+        names = [model["id"] for model in self._get("/v1/models")["data"] if model.get("parent")]
+        #: (name, LoRA rank) of the adapters it serves.
+        self.adapters = [(name, self._rank(name)) for name in names]
+
+    def _get(self, path: str) -> Any:
+        with self._opener.open(self.url + path, timeout=60) as reply:
+            return json.load(reply)
+
+    def _rank(self, name: str) -> int:
+        for entry in self.info.get("lora_paths") or []:
+            known, path = (
+                (entry["lora_name"], entry["lora_path"]) if isinstance(entry, dict) else entry.split("=", 1)
+            )
+            if known == name:
+                return int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
+        raise ValueError(f"adapter {name!r} was not given with --lora-paths: its LoRA rank is not known")
+
+    def flush(self) -> None:
+        """Empty its caches."""
+        request = urllib.request.Request(self.url + "/flush_cache", b"", method="POST")
+        for _ in range(50):
+            try:
+                with self._opener.open(request, timeout=60):
+                    return
+            except urllib.error.HTTPError:
+                time.sleep(0.2)
+        raise ValueError("the server is never idle: it serves somebody else")
+
+    def _prompt(self, tokens: int) -> tuple[int, ...]:
+        return tuple(self._rng.randrange(5, self.config["vocab_size"]) for _ in range(tokens))
+
+    def send(
+        self, prompts: Sequence[int], answer: int, adapters: Sequence[str | None]
+    ) -> list[client.Answer]:
+        """Prompts of these lengths at the same time, each with its adapter."""
+        jobs = [
+            client.Job(self._prompt(length), name, answer)
+            for length, name in zip(prompts, adapters, strict=True)
+        ]
+        return asyncio.run(client.run_open_loop(self.url, jobs))
+
+    def measure(self) -> Measured:
+        """All prefills and decodes, medians of :data:`TIMES`."""
+        limit = int(self.info["max_total_num_tokens"]) // 2
+        prefills = []
+        for length in (n for n in PROMPTS if n < limit):
+            times = []
+            for _ in range(TIMES):
+                self.flush()
+                times.append(self.send([length], 1, [None])[0].ttft)
+            prefills.append((length, statistics.median(times)))
+            reporting.progress(f"prefill of {length} tokens: {1000 * prefills[-1][1]:.1f} ms")
+        decodes = []
+        most = int(self.info["max_running_requests"])
+        for batch in (b for b in BATCHES if b <= most):
+            for prompt in (32, 512):
+                if batch * (prompt + ANSWER) > limit:
+                    continue
+                for kinds in sorted({0, 1, min(batch, len(self.adapters))}):
+                    decodes.append(self._decode(batch, prompt, kinds))
+        return Measured(prefills, decodes)
+
+    def _decode(self, batch: int, prompt: int, kinds: int) -> tuple[int, int, int, float]:
+        chosen: list[tuple[str | None, int]] = [(None, 0)]
+        if kinds:
+            chosen = list(self.adapters[:kinds])
+        names = [chosen[i % len(chosen)][0] for i in range(batch)]
+        ranks = sum(rank for _, rank in chosen[: min(batch, len(chosen))])
+        self.flush()
+        answers = self.send([prompt] * batch, ANSWER, names)
+        # Those that began before the last one's prefill waited for it: the last one's steps are all decodes.
+        tpot = min(answer.tpot for answer in answers)
+        reporting.progress(f"a step of {batch} x {prompt} tokens, {ranks} ranks: {1000 * tpot:.1f} ms")
+        return batch, batch * (prompt + ANSWER // 2), ranks, tpot
+
+
+def profile(target: Target, found: Fit, args: argparse.Namespace) -> Machine:
+    """The profile of the server."""
+    config, info = target.config, target.info
+    layers, hidden, heads = (
+        int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head = int(config.get("head_dim") or hidden // heads)
+    width = 4 if "32" in str(info.get("dtype") or config.get("dtype") or config.get("torch_dtype")) else 2
+    kv = layers * 2 * kv_heads * head * width
+    q, k, ffn = heads * head, kv_heads * head, int(config["intermediate_size"])
+    per_rank = layers * width * (2 * (hidden + q) + 2 * (hidden + k) + 3 * (hidden + ffn))
+    elora = info["internal_states"][0].get("elora") or {}
+    link = float(elora.get("link_gbps") or args.link_gbps) * 1e9
+    device = args.device_tokens or int(info["max_total_num_tokens"])
+    errors = f"{found.prefill_error:.0%} of prefills, {found.decode_error:.0%} of steps"
+    measured = f"measured by `calibrate`, mean error {errors}"
+    return Machine(
+        name=args.name or f"{Path(info['model_path']).name} at {target.url}",
+        sources={
+            "default": measured,
+            "kv_bytes_per_token": "the model's configuration",
+            "adapter_bytes_per_rank": "the model's configuration, all linear layers",
+            "load_bytes_s": "as the server reports it" if elora.get("link_gbps") else "--link-gbps",
+            "disk_bytes_s": "--disk-gbps",
+        },
+        gpus=int(info.get("tp_size") or 1),
+        kv_bytes_per_token=kv,
+        adapter_bytes_per_rank=per_rank,
+        layers=layers,
+        device_bytes=float(device * kv),
+        host_bytes=float((args.host_tokens or 4 * device) * kv),
+        load_bytes_s=link,
+        save_bytes_s=link,
+        disk_bytes_s=args.disk_gbps * 1e9,
+        latency_s=2e-5,
+        prefill_token_s=found.prefill_token_s,
+        prefill_token2_s=found.prefill_token2_s,
+        step_s=found.step_s,
+        step_request_s=found.step_request_s,
+        step_context_s=found.step_context_s,
+        step_rank_s=found.step_rank_s,
+        iteration_s=0.0,  # in the steps and in front_s
+        front_s=found.front_s,
+        slot_load_s=0.0,
+        max_running=int(info["max_running_requests"]),
+        chunk_tokens=int(info.get("chunked_prefill_size") or 8192),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, fit, write; returns the exit status."""
+    try:
+        target = Target(args.url, args.seed)
+        measured = target.measure()
+        found = fit(measured)
+        machine = profile(target, found, args)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SystemExit(f"calibrate: {args.url}: {type(error).__name__}: {error}") from None
+    Path(args.out).write_text(machine.to_json(), encoding="utf-8")
+    rows = [
+        ["prefill of a token", f"{1e6 * found.prefill_token_s:.3g} us"],
+        ["more per 1,000 tokens of context", f"{1e9 * found.prefill_token2_s:.3g} us"],
+        ["outside the scheduler", f"{1e3 * found.front_s:.3g} ms"],
+        ["decode step", f"{1e3 * found.step_s:.3g} ms"],
+        ["more per request", f"{1e3 * found.step_request_s:.3g} ms"],
+        ["more per 1,000 tokens of context", f"{1e6 * found.step_context_s:.3g} ms"],
+        ["more per LoRA rank in the batch", f"{1e6 * found.step_rank_s:.3g} us"],
+        ["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"],
+    ]
+    reporting.progress(f"wrote {args.out}")
+    return reporting.finish(
+        args,
+        title=machine.name,
+        header=["", ""],
+        rows=rows,
+        aims=[],
+        data={"profile": json.loads(machine.to_json())},
+    )

@@ -1,0 +1,1 @@
+"""A serving system in simulated time: the core objects of the server over a model of machine and scheduler."""

@@ -1,0 +1,96 @@
+"""Figures of a simulated run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elora_sglang.eval.sim.requests import Request
+    from elora_sglang.eval.sim.server import Outcome
+    from elora_sglang.eval.sim.unified import UnifiedCache
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The ``share`` (0..1) quantile of sorted ``values``, interpolated; 0 for none."""
+    if not values:
+        return 0.0
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (place - low)
+
+
+@dataclass
+class Gauges:
+    """Slots of the device by use, as a mean over time.
+
+    ``watch`` is called with the time after each batch; each state counts until the next.
+    """
+
+    cache: UnifiedCache
+    every_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._last: float | None = None
+        self._sums: dict[str, float] = {}
+        self._weight = 0.0
+        self.samples: list[tuple[float, dict[str, int]]] = []
+
+    def watch(self, now: float) -> None:
+        """Note how the device is used now, at most every ``every_s`` seconds."""
+        if self._last is not None and now - self._last < self.every_s:
+            return
+        usage = self.cache.usage()
+        weight = self.every_s if self._last is None else now - self._last
+        for name, slots in usage.items():
+            self._sums[name] = self._sums.get(name, 0.0) + slots * weight
+        self._weight += weight
+        self._last = now
+        self.samples.append((now, usage))
+
+    def means(self) -> dict[str, float]:
+        """Mean slots by use."""
+        return {name: total / self._weight for name, total in self._sums.items()} if self._weight else {}
+
+
+def summarize(outcome: Outcome, cache: UnifiedCache, gauges: Gauges, warmup_s: float) -> dict[str, Any]:
+    """Times in seconds, hit rates as shares, bytes; of requests that were due after ``warmup_s``."""
+    reqs = [req for req in outcome.ended if req.due >= warmup_s]
+    ttft = sorted(req.ttft for req in reqs)
+    tpot = sorted(req.tpot for req in reqs if req.answer_tokens > 1)
+    prompt = sum(req.prompt_tokens for req in reqs) or 1
+    adapted = [req for req in reqs if req.adapter is not None]
+    usage = gauges.means()
+    kv = usage.get("kv", 0.0)
+    return {
+        "requests": len(reqs),
+        "refused": outcome.refused,
+        "retractions": outcome.retractions,
+        "finished_at": outcome.finished_at,
+        "busy": outcome.busy_s / outcome.finished_at if outcome.finished_at else 0.0,
+        "ttft": {
+            "mean": sum(ttft) / len(ttft) if ttft else 0.0,
+            **{f"p{round(100 * q)}": percentile(ttft, q) for q in (0.5, 0.95, 0.99)},
+        },
+        "tpot": {"mean": sum(tpot) / len(tpot) if tpot else 0.0, "p99": percentile(tpot, 0.99)},
+        "kv_hits": {
+            "device": sum(req.device for req in reqs) / prompt,
+            "host": sum(req.host for req in reqs) / prompt,
+        },
+        "adapter_hits": {
+            tier: sum(req.adapter_tier == tier for req in adapted) / (len(adapted) or 1)
+            for tier in ("device", "host", "disk")
+        },
+        "restore_s": sum(req.restore_s for req in reqs),
+        "bytes": cache.bytes_moved(),
+        "usage": usage,
+        "invalid_kv": usage.get("invalid", 0.0) / kv if kv else 0.0,
+        "counts": cache.manager.counters(),
+    }
+
+
+def times(reqs: Sequence[Request]) -> list[float]:
+    """TTFTs in seconds, sorted."""
+    return sorted(req.ttft for req in reqs)

@@ -1,0 +1,65 @@
+"""One simulated run: a workload through a system on a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from elora_sglang.eval.sim.clairvoyant import Clairvoyant
+from elora_sglang.eval.sim.future import Future, Outlook
+from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.sim.results import Gauges, summarize
+from elora_sglang.eval.sim.server import Outcome, Server
+from elora_sglang.eval.sim.systems import CLAIRVOYANT, Setting, System
+from elora_sglang.eval.sim.traffic import HintQuality, Traffic
+from elora_sglang.eval.sim.unified import UnifiedCache
+from elora_sglang.eval.workloads.model import Workload
+
+
+@dataclass
+class Run:
+    """What a run leaves: figures, and the objects they come from."""
+
+    figures: dict[str, Any]
+    outcome: Outcome
+    cache: UnifiedCache
+    gauges: Gauges
+
+
+def simulate(
+    workload: Workload,
+    system: System,
+    machine: Machine,
+    *,
+    block_tokens: int,
+    device_slots: int,
+    host_slots: int,
+    warmup_s: float = 0.0,
+    hints: HintQuality | None = None,
+    audit: bool = False,
+    future: Future | None = None,
+    **knobs: Any,
+) -> Run:
+    """Serve the workload to its end; deterministic.
+
+    Args:
+        audit: check the books at the end (slow on large trees).
+        future: of this workload; for ``clairvoyant``, which cannot do without.
+        others: as elsewhere.
+    """
+    traffic = Traffic(workload, block_tokens, hints, None if future is None else future.ids)
+    setting = Setting(machine, block_tokens, traffic.adapters, device_slots, host_slots)
+    if system.name == CLAIRVOYANT:
+        if future is None:
+            raise ValueError("clairvoyant needs the workload's future")
+        outlook = Outlook(future)
+        cache = system.cache(setting, policy=Clairvoyant(outlook), **knobs)
+        cache.before_serving = lambda req: outlook.serve(req.rid)
+    else:
+        cache = system.cache(setting, **knobs)
+    gauges = Gauges(cache)
+    server = Server(machine, cache, block_tokens, observe=gauges.watch)
+    outcome = server.run(traffic.arrivals(), traffic.follow_up)
+    if audit:
+        cache.audit()
+    return Run(summarize(outcome, cache, gauges, warmup_s), outcome, cache, gauges)

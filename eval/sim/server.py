@@ -1,0 +1,283 @@
+"""A serving engine in simulated time: continuous batching with chunked prefill over a cache model.
+
+As SGLang schedules: a prefill batch goes first where one can be formed, queue order, as many as fit; else all
+running requests decode one step. Steps in which nothing can happen are taken together.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from elora_sglang.eval.sim.cache import Cache
+
+if TYPE_CHECKING:
+    from elora_sglang.eval.sim.machine import Machine
+    from elora_sglang.eval.sim.requests import Request
+
+#: Waiting requests that one pass over the queue looks at.
+SCAN = 128
+
+
+@dataclass
+class Outcome:
+    """What a run gave: requests in the order they ended, and the times that were spent."""
+
+    ended: list[Request] = field(default_factory=list)
+    finished_at: float = 0.0
+    busy_s: float = 0.0
+    prefill_s: float = 0.0
+    stalled_s: float = 0.0
+    retractions: int = 0
+    refused: int = 0
+    iterations: int = 0
+
+
+class Server:
+    """One engine.
+
+    Args:
+        machine: constants of time.
+        cache: the system under test.
+        block_tokens: tokens of a slot.
+        reserve: share of the tokens that running requests may still generate for which room is kept free at
+            admission (SGLang's new-token ratio).
+        observe: called after each batch with the time; for gauges.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        cache: Cache,
+        block_tokens: int,
+        *,
+        reserve: float = 0.3,
+        observe: Callable[[float], None] | None = None,
+    ) -> None:
+        self.machine, self.cache, self.block_tokens = machine, cache, block_tokens
+        self._reserve, self._observe = reserve, observe
+        self.now = 0.0
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._chunked: Request | None = None
+        self._partial: list[Request] = []
+        self.outcome = Outcome()
+
+    def run(
+        self,
+        arrivals: Iterator[Request],
+        follow_up: Callable[[Request], Request | None] | None = None,
+        until: float = math.inf,
+    ) -> Outcome:
+        """Serve requests until none are left, or until ``until``.
+
+        Args:
+            arrivals: in order of ``arrived``.
+            follow_up: the next turn of a request that ended, with its arrival; None where there is none.
+        """
+        coming = _Arrivals(arrivals)
+        while self.now < until:
+            for req in coming.due(self.now):
+                self._arrive(req)
+            self.cache.tick(self.now, len(self.running))
+            batch = self._form_prefill()
+            if batch:
+                self._prefill(batch)
+            elif self.running:
+                self._decode(coming.next)
+            else:
+                upcoming = [time for time in (coming.next, self._wake()) if time is not None]
+                if coming.next is None and not self.waiting:
+                    break
+                self.now = max(min(upcoming), self.now + 1e-6)
+                continue
+            self.outcome.iterations += 1
+            for req in self._take_ended():
+                following = follow_up(req) if follow_up is not None else None
+                if following is not None:
+                    coming.push(following)
+            if self._observe is not None:
+                self._observe(self.now)
+        self.outcome.finished_at = self.now
+        return self.outcome
+
+    def _wake(self) -> float | None:
+        """When an idle server looks again: copies and plans, while somebody waits or something moves."""
+        return self.cache.next_event() if self.waiting or self.cache.active else None
+
+    def _arrive(self, req: Request) -> None:
+        self.waiting.append(req)
+        self.cache.enqueue(req)
+
+    # -- prefill --------------------------------------------------------------------------------------
+
+    def _form_prefill(self) -> list[tuple[Request, int]]:
+        """Requests and how many tokens of each this batch computes; admits from the queue."""
+        budget = self.machine.chunk_tokens
+        batch: list[tuple[Request, int]] = []
+        self._ready, self._blocking = 0.0, 0.0
+        if self._chunked is not None:
+            req = self._chunked
+            take = min(budget, req.prefill_tokens - req.done)
+            batch.append((req, take))
+            budget -= take
+        if not self.waiting or budget <= 0 or (self._chunked is not None and budget < self.block_tokens):
+            return batch
+        reserve = self._reserved()
+        held: list[Request] = []
+        for _ in range(min(len(self.waiting), SCAN)):
+            if budget <= 0 or len(self.running) + len(batch) >= self.machine.max_running:
+                break
+            req = self.waiting[0]
+            if (self.running or batch) and self.cache.hold(req):
+                held.append(self.waiting.popleft())
+                continue
+            own = self._slots(req.answer_tokens * self._reserve)
+            found = self.cache.admit(req, self.now, reserve + own)
+            if found is None:
+                if self.running or batch or held:
+                    break
+                found = self.cache.admit(req, self.now, 0)
+                if found is None:
+                    if self.cache.active:
+                        break  # a copy holds what it lacks
+                    self.cache.refuse(self.waiting.popleft())
+                    self.outcome.refused += 1
+                    continue
+            self.waiting.popleft()
+            reserve += own
+            self._ready = max(self._ready, found.ready)
+            self._blocking = max(self._blocking, found.blocking_s)
+            take = min(budget, req.prefill_tokens - req.done)
+            batch.append((req, take))
+            budget -= take
+        self.waiting.extendleft(reversed(held))
+        return batch
+
+    def _reserved(self) -> int:
+        left = sum(req.answer_tokens - req.made for req in self.running)
+        if self._chunked is not None:
+            left += self._chunked.answer_tokens
+        return self._slots(left * self._reserve)
+
+    def _slots(self, tokens: float) -> int:
+        return math.ceil(tokens / self.block_tokens)
+
+    def _prefill(self, batch: list[tuple[Request, int]]) -> None:
+        compute = sum(self.machine.prefill_s(req.done, take) for req, take in batch)
+        compute = max(compute, self.machine.step_s) + self.machine.iteration_s
+        begin = self.now + self._blocking
+        # Layer by layer: when the last layer of the loads arrives, only that layer is still to compute.
+        end = max(begin + compute, self._ready + compute / self.machine.layers)
+        outcome = self.outcome
+        outcome.prefill_s += compute
+        outcome.stalled_s += end - self.now - compute
+        outcome.busy_s += end - self.now
+        self.now = end
+        self._chunked = None
+        for req, take in batch:
+            req.done += take
+            if req.done < req.prefill_tokens:
+                self._chunked = req
+                continue
+            self.cache.computed(req)
+            if req.first < 0:
+                req.first = self.now + self.machine.front_s
+            req.made += 1
+            self.running.append(req)
+
+    # -- decode ---------------------------------------------------------------------------------------
+
+    def _decode(self, next_arrival: float | None) -> None:
+        running, machine, block = self.running.copy(), self.machine, self.block_tokens
+        ranks = sum({req.adapter: req.lora_rank for req in running}.values())
+        context = sum(req.tokens for req in running)
+        step = machine.step(len(running), context, ranks)
+        steps = min(req.answer_tokens - req.made for req in running)
+        grown = step + len(running) * machine.step_context_s * steps / 2  # contexts grow while they run
+        horizon = [
+            t for t in (next_arrival, self.cache.next_event() if self.waiting else None) if t is not None
+        ]
+        if horizon:
+            steps = max(1, min(steps, math.ceil((min(horizon) - self.now) / grown)))
+        steps = max(steps, 1)
+        needed = [(req, _new_slots(req.tokens, steps, block)) for req in running]
+        while steps > 1 and sum(slots for _, slots in needed) > self.cache.room():
+            steps //= 2
+            needed = [(req, _new_slots(req.tokens, steps, block)) for req in running]
+        for req, slots in needed:
+            while slots and req.cache and not self.cache.grow(req, slots):
+                self._retract()
+        for req in self.running:
+            req.made += steps
+        elapsed = steps * (step + len(running) * machine.step_context_s * (steps - 1) / 2)
+        self.now += elapsed
+        self.outcome.busy_s += elapsed
+
+    def _retract(self) -> None:
+        """Take the last admitted request back to the queue (SGLang retracts those that made least)."""
+        victim = self.running.pop()
+        self.cache.end(victim, finished=False)
+        victim.cache = {}
+        self.outcome.retractions += 1
+        # What it made is part of its prompt from now on.
+        victim.done, victim.again = 0, victim.made
+        victim.prompt = victim.whole[: victim.prefill_tokens // self.block_tokens]
+        self.waiting.appendleft(victim)
+        self.cache.enqueue(victim)
+
+    def _take_ended(self) -> list[Request]:
+        ended = [req for req in self.running if req.made >= req.answer_tokens]
+        if ended:
+            self.running = [req for req in self.running if req.made < req.answer_tokens]
+            for req in ended:
+                req.ended = self.now + self.machine.front_s
+                self.cache.end(req, finished=True)
+            self.outcome.ended += ended
+        return ended
+
+
+def _new_slots(tokens: int, steps: int, block: int) -> int:
+    """Slots that ``steps`` more tokens need; the one that a prompt's last block leaves room for is there."""
+    return -(-(tokens + steps) // block) - -(-(tokens) // block)
+
+
+class _Arrivals:
+    """Requests that are still to come, from a stream and from sessions that go on; the earliest first."""
+
+    def __init__(self, stream: Iterable[Request]) -> None:
+        self._stream = iter(stream)
+        self._heap: list[tuple[float, int, Request]] = []
+        self._count = 0
+        self._pull()
+
+    def _pull(self) -> None:
+        req = next(self._stream, None)
+        self._streaming = req is not None
+        if req is not None:
+            self.push(req)
+            self._last = req
+
+    def push(self, req: Request) -> None:
+        """One more."""
+        self._count += 1
+        heapq.heappush(self._heap, (req.arrived, self._count, req))
+
+    @property
+    def next(self) -> float | None:
+        """When the next one arrives, as far as is known."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Request]:
+        """Those that have arrived."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            req = heapq.heappop(self._heap)[2]
+            found.append(req)
+            if self._streaming and req is self._last:
+                self._pull()
+        return found

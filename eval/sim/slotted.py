@@ -1,0 +1,179 @@
+"""Adapters in a fixed number of slot buffers beside the KV pool: stock SGLang, HiCache, vLLM in simulated time.
+
+KV lives below its adapter in a tree of its own, evicted without regard to adapters. It is the same tree with adapters
+that weigh nothing and are always there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from elora_sglang.core.node import Node
+from elora_sglang.core.swapper import SwapSettings
+from elora_sglang.eval.sim.cache import Admission
+from elora_sglang.eval.sim.unified import UnifiedCache
+
+if TYPE_CHECKING:
+    from elora_sglang.eval.sim.machine import Machine
+    from elora_sglang.eval.sim.requests import Request
+
+
+class SlottedCache(UnifiedCache):
+    """``slots`` buffers of the largest rank for adapters, least recently used out; the rest of the device for KV.
+
+    Every adapter has a copy in host memory of its own, beside the host tier of KV, as in the systems this stands for.
+
+    Args:
+        slots: adapter buffers; as many adapters can run at once.
+        overlap: loads go on while others run, and a request waits for its own; else the batch waits for them.
+        others: as for :class:`UnifiedCache`.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        block_tokens: int,
+        adapters: dict[str, int],
+        *,
+        device_slots: int,
+        host_slots: int,
+        policy: str,
+        settings: SwapSettings,
+        slots: int,
+        overlap: bool,
+    ) -> None:
+        self._slots, self._overlap = slots, overlap
+        largest = max(adapters.values(), default=0)
+        self.buffer_size = machine.adapter_slots(largest, block_tokens) if largest else 0
+        kv_slots = device_slots - slots * self.buffer_size
+        if kv_slots < 1:
+            raise ValueError(
+                f"{slots} buffers of {self.buffer_size} slots leave none of {device_slots} for KV"
+            )
+        self._real_sizes = {
+            name: machine.adapter_slots(rank, block_tokens) for name, rank in adapters.items()
+        }
+        #: Adapters in buffers: when they were last used, oldest first; and how many requests use each.
+        self._there: dict[str, float] = {}
+        self._users: dict[str, int] = {}
+        self._loading: dict[str, float] = {}
+        super().__init__(
+            machine,
+            block_tokens,
+            adapters,
+            device_slots=kv_slots,
+            host_slots=host_slots,
+            policy=policy,
+            settings=settings,
+        )
+
+    def adapter_size(self, lora_rank: int) -> int:
+        """Nothing in the KV pool."""
+        return 0
+
+    def _place_adapters(self, host_slots: int) -> None:
+        for name in self.sizes:
+            node = self.manager.register(name, 0, pinned=True)
+            self.manager.make_resident(node, 0)
+            if host_slots:
+                self.manager.place_on_host(node, 0)
+
+    def hold(self, req: Request) -> bool:
+        """With overlap, a request waits for its adapter while others run."""
+        if req.adapter is None or not self._overlap:
+            return False
+        if req.adapter not in self._there and not self._start_loading(req.adapter):
+            return True
+        return self._loading.get(req.adapter, 0.0) > self.now
+
+    def admit(self, req: Request, now: float, reserve: int) -> Admission | None:
+        """A buffer and room for its tokens, or it waits."""
+        if req.adapter is not None and req.adapter not in self._there and self._victim() is None:
+            return None
+        found = super().admit(req, now, reserve)
+        if found is None or req.adapter is None:
+            return found
+        name = req.adapter
+        at_hand = name in self._there and name not in req.cache
+        req.adapter_tier = "device" if at_hand and not self._came_for(name, req) else "host"
+        if name not in self._there:
+            self._start_loading(name)
+        self._there[name] = self._there.pop(name, 0.0)
+        self._users[name] = self._users.get(name, 0) + 1
+        arrives = self._loading.get(name, 0.0)
+        if arrives > now and not self._overlap:
+            found.blocking_s = max(found.blocking_s, arrives - now)
+        if req.adapter_tier == "host":
+            req.restore_s += self.costs.load_s(self._real_sizes[name])
+        return found
+
+    def _came_for(self, name: str, req: Request) -> bool:
+        """Whether its buffer was filled after ``req`` had arrived, and nobody has used it yet."""
+        return self._there[name] > req.arrived and not self._users.get(name)
+
+    def _victim(self) -> str | None:
+        """The buffer to fill next: an empty one (``""``), or the least recently used that nobody uses."""
+        if len(self._there) < self._slots:
+            return ""
+        return next((name for name in self._there if not self._users.get(name)), None)
+
+    def _start_loading(self, name: str) -> bool:
+        victim = self._victim()
+        if victim is None:
+            return False
+        if victim:
+            del self._there[victim]
+            self._loading.pop(victim, None)
+        size = self._real_sizes[name] * self.costs.slot_bytes
+        arrives = self.loads.start(self.now, size)[1] + self.machine.slot_load_s
+        self.loads.free_at = arrives  # stock's loads go one after the other, copies and all
+        self._loading[name] = arrives
+        self._there[name] = self.now
+        return True
+
+    @property
+    def active(self) -> bool:
+        """Whether copies are in flight."""
+        return super().active or any(ends > self.now for ends in self._loading.values())
+
+    def next_event(self) -> float | None:
+        """When a copy ends, of KV or of an adapter."""
+        times = [ends for ends in self._loading.values() if ends > self.now]
+        kv = super().next_event()
+        return min([*times, *([] if kv is None else [kv])], default=None)
+
+    def end(self, req: Request, *, finished: bool) -> None:
+        """Its buffer may go to another adapter."""
+        if req.adapter is not None:
+            self._users[req.adapter] -= 1
+        super().end(req, finished=finished)
+
+    def _restore(self, req: Request, device: int, host: int, adapter: Node) -> float:
+        req.adapter_tier = "base"  # adapters are counted by :meth:`admit`
+        return super()._restore(req, device, host, adapter)
+
+    def usage(self) -> dict[str, int]:
+        """As there, with what the buffers hold; ``free`` includes what they waste."""
+        found = super().usage()
+        used = sum(self._real_sizes[name] for name in self._there)
+        found["adapters"] = used
+        found["free"] += self._slots * self.buffer_size - used
+        found["invalid"] = sum(
+            n.size
+            for n in self.tree.kv_nodes()
+            if n.resident and n.adapter is not None and n.adapter.key and n.adapter.key not in self._there
+        )
+        return found
+
+    def audit(self, running: Iterable[Request] = ()) -> None:
+        """Check the books of the KV pool, and that buffers are not given twice."""
+        reqs = list(running)
+        own = sum(req.cache["own"] for req in reqs)
+        held = self.tree.evictable_size + self.tree.protected_size
+        if self.device_slots - self.free - held != own:
+            raise AssertionError("slots are lost")
+        used = {req.adapter for req in reqs if req.adapter is not None}
+        if len(self._there) > self._slots or not used <= set(self._there):
+            raise AssertionError(f"{len(self._there)} adapters in {self._slots} buffers")
+        self.tree.check()

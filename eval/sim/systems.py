@@ -1,0 +1,170 @@
+"""The systems that a simulation compares, by name; what each stands for is said in its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from elora_sglang.core.policy import Policy, policy_names
+from elora_sglang.core.swapper import SwapSettings, parts
+from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.sim.slotted import SlottedCache
+from elora_sglang.eval.sim.unified import UnifiedCache
+from elora_sglang.integration.config import TERMS
+
+CLAIRVOYANT = "clairvoyant"
+#: What names of ablations begin with.
+WITHOUT = "elora-without-"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a system is built for.
+
+    Attributes:
+        machine, block_tokens: constants of time; tokens of a slot.
+        adapters: LoRA rank by name.
+        device_slots, host_slots: memory for KV and adapters, the same for all systems.
+    """
+
+    machine: Machine
+    block_tokens: int
+    adapters: dict[str, int]
+    device_slots: int
+    host_slots: int
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to serve.
+
+    Attributes:
+        name: as chosen on the command line.
+        line: what it stands for.
+        build: its cache.
+        knob: what a sweep tunes (``slots`` or ``lora_share``), if anything.
+    """
+
+    name: str
+    line: str
+    build: Callable[..., UnifiedCache]
+    knob: str | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def cache(self, setting: Setting, **knobs: Any) -> UnifiedCache:
+        """A fresh cache. Raises ValueError where the knobs leave no memory for KV."""
+        return self.build(setting, **self.fixed, **knobs)
+
+
+#: Nothing moves but what a request that is being admitted needs, and new KV to the host.
+_ON_DEMAND: dict[str, Any] = {
+    "queue_prefetch": False,
+    "idle_prefetch": False,
+    "guard": False,
+    "busy_watermark": 1.0,
+}
+
+
+def _unified(
+    setting: Setting, *, policy: str | Policy, history: bool = True, without: str = "", **settings: Any
+) -> UnifiedCache:
+    host_slots = setting.host_slots
+    settings = {**parts(frozenset({without} - {""})), **settings}
+    return UnifiedCache(
+        setting.machine,
+        setting.block_tokens,
+        setting.adapters,
+        device_slots=setting.device_slots,
+        host_slots=host_slots,
+        policy=policy,
+        settings=SwapSettings(host_slots=host_slots, **settings),
+        history=history,
+    )
+
+
+def _slotted(setting: Setting, *, host: bool, overlap: bool, slots: int | None = None) -> SlottedCache:
+    used = slots if slots is not None else slot_counts(setting)[0]
+    adapters = sum(setting.machine.adapter_slots(r, setting.block_tokens) for r in setting.adapters.values())
+    # Their adapters have copies in host memory as well: the same bytes for all.
+    host_slots = max(setting.host_slots - adapters, 0) if host else 0
+    return SlottedCache(
+        setting.machine,
+        setting.block_tokens,
+        setting.adapters,
+        device_slots=setting.device_slots,
+        host_slots=host_slots,
+        policy="lru",
+        settings=SwapSettings(host_slots=host_slots, **_ON_DEMAND),
+        slots=used,
+        overlap=overlap,
+    )
+
+
+def slot_counts(setting: Setting) -> list[int]:
+    """Numbers of buffers that a sweep tries: powers of two between all adapters and none, that leave room for KV."""
+    largest = max(setting.adapters.values(), default=1)
+    size = setting.machine.adapter_slots(largest, setting.block_tokens)
+    most = int(0.9 * setting.device_slots // size)
+    counts = {min(len(setting.adapters), most)}
+    count = 4
+    while count < min(len(setting.adapters), most):
+        counts.add(count)
+        count *= 2
+    return sorted(c for c in counts if c > 0)
+
+
+def lora_shares() -> list[float]:
+    """Shares of the device for adapters that a sweep tries."""
+    return [0.05, 0.1, 0.2, 0.35, 0.5]
+
+
+_SLOTTED = {
+    "stock": (
+        "SGLang as released: buffers of the largest rank, batches wait for loads, no host KV",
+        {"host": False, "overlap": False},
+    ),
+    "stock-overlap": (
+        "SGLang with --enable-lora-overlap-loading: loads beside running batches",
+        {"host": False, "overlap": True},
+    ),
+    "hicache": (
+        "SGLang with --enable-hierarchical-cache and overlap loading: KV to the host and back at admission",
+        {"host": True, "overlap": True},
+    ),
+    "vllm": (
+        "vLLM-like: max_loras buffers, both LRU, batches wait for loads, no offload",
+        {"host": False, "overlap": False},
+    ),
+    "vllm-offload": (
+        "vLLM-like with KV offload to host memory, fetched when a request is admitted",
+        {"host": True, "overlap": False},
+    ),
+}
+
+
+def systems() -> dict[str, System]:
+    """All by name: baselines, then every policy over the unified pool."""
+    found: dict[str, System] = {}
+    for name, (line, fixed) in _SLOTTED.items():
+        found[name] = System(name, line, _slotted, "slots", fixed)
+    found["s-lora"] = System(
+        "s-lora",
+        "S-LoRA-like: one pool, adapters from the host as the queue needs them, KV ends with its request",
+        _unified,
+        fixed={"policy": "lru", "history": False, "idle_prefetch": False, "busy_watermark": 1.0},
+    )
+    for name in policy_names():
+        public = name.replace("_", "-")
+        knob = "lora_share" if public == "static" else None
+        line = f"ELORA's pool, tree and swapper with policy {public}"
+        found[public] = System(public, line, _unified, knob, {"policy": public})
+    for term, line in TERMS.items():
+        name = f"{WITHOUT}{term}"
+        found[name] = System(name, f"elora, but {line}", _unified, fixed={"policy": "elora", "without": term})
+    found[CLAIRVOYANT] = System(
+        CLAIRVOYANT,
+        "knows the future: evicts leaves by next use and cost, a reference and no bound",
+        _unified,
+    )
+    return found

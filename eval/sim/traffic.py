@@ -1,0 +1,160 @@
+"""A workload's sessions as requests that arrive at a simulated server."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from elora_sglang.core.hints import Hints
+from elora_sglang.eval.sim.requests import PrefixIds, Request
+from elora_sglang.eval.workloads.blocks import BlockKeys
+from elora_sglang.eval.workloads.model import Session, Workload, prompts, tokens
+
+
+@dataclass(frozen=True)
+class HintQuality:
+    """How well clients tell the end of their sessions.
+
+    Attributes:
+        recall: share of last turns that say so.
+        false: share of other turns that say so as well.
+        seed: of the draw, which is by session and turn.
+    """
+
+    recall: float = 0.0
+    false: float = 0.0
+    seed: int = 0
+
+    def hints(self, session: str, turn: int, last: bool) -> Hints | None:
+        """What this turn says; None where clients never say anything."""
+        if not self.recall and not self.false:
+            return None
+        draw = random.Random(f"hints/{self.seed}/{session}/{turn}").random()
+        return Hints(session, session_end=draw < (self.recall if last else self.false))
+
+
+class _Talk:
+    """A session that goes on: which turn is next, and the ids of what was said."""
+
+    def __init__(self, session: Session, keys: BlockKeys) -> None:
+        self.session = session
+        self.turn = 0
+        self._keys = keys.turns(session)
+        self._lengths = prompts(session)
+        self._known: array[int] = array("q")
+        self._blocks: array[int] = array("q")
+
+    def request(
+        self, ids: PrefixIds, adapter: str | None, lora_rank: int, at: float, number: int, hints: HintQuality
+    ) -> Request:
+        """Its next turn, arriving at ``at``. Mutates this and ``ids``."""
+        session, turn = self.session, self.turn
+        prompt_keys, whole_keys = next(self._keys)
+        pieces, answer = next(self._lengths)
+        known = self._shared(prompt_keys)
+        there = ids.extend(adapter, known, prompt_keys)
+        prompt = known[:]
+        ids.extend(adapter, known, whole_keys)
+        self._known, self._blocks = known, whole_keys
+        self.turn += 1
+        last = self.turn == len(session.turns)
+        return Request(
+            rid=f"{session.id}/{turn}",
+            number=number,
+            session=session.id,
+            adapter=adapter,
+            lora_rank=lora_rank,
+            prompt=prompt,
+            whole=known,
+            prompt_tokens=tokens(pieces),
+            answer_tokens=answer.tokens,
+            known=there,
+            due=session.start if session.turns[turn].at is None else at,
+            last=last,
+            arrived=at,
+            hints=hints.hints(session.id, turn, last),
+        )
+
+    def _shared(self, blocks: array[int]) -> array[int]:
+        """Ids of the leading blocks that the context so far has as well; an array of its own."""
+        most = min(len(self._blocks), len(blocks))
+        if self._blocks[:most] == blocks[:most]:
+            return self._known[:most]
+        same = next(i for i, (a, b) in enumerate(zip(self._blocks, blocks, strict=False)) if a != b)
+        return self._known[:same]
+
+
+class Traffic:
+    """Requests of one workload, in order of arrival; sessions of a closed loop go on as their answers come.
+
+    Args:
+        workload: sessions.
+        block_tokens: tokens of a slot.
+        hints: what clients say about the end of sessions.
+        ids: of an earlier run of the same workload, to have the same ids.
+
+    Attributes:
+        adapters: LoRA rank by name.
+        ids: all prefixes so far.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        block_tokens: int,
+        hints: HintQuality | None = None,
+        ids: PrefixIds | None = None,
+    ) -> None:
+        self._workload, self._hints = workload, hints or HintQuality()
+        self._keys = BlockKeys(block_tokens)
+        self._names = [adapter.name for adapter in workload.header.adapters]
+        self.adapters = {adapter.name: adapter.rank for adapter in workload.header.adapters}
+        self.ids = ids if ids is not None else PrefixIds()
+        self.ids.forget()
+        self._talks: dict[str, _Talk] = {}
+        self._numbers = itertools.count()
+
+    def arrivals(self) -> Iterator[Request]:
+        """Turns whose arrival the workload fixes, in order; to be iterated once."""
+        later: list[tuple[float, int, _Talk]] = []  # turns of sessions under way
+        order = itertools.count()
+        for session in self._workload.sessions():
+            while later and later[0][0] <= session.start:
+                yield from self._go_on(later, order)
+            talk = _Talk(session, self._keys)
+            heapq.heappush(later, (session.start, next(order), talk))
+        while later:
+            yield from self._go_on(later, order)
+
+    def _go_on(self, later: list[tuple[float, int, _Talk]], order: Iterator[int]) -> Iterator[Request]:
+        at, _, talk = heapq.heappop(later)
+        yield self._request(talk, at)
+        turns = talk.session.turns
+        if talk.turn < len(turns):
+            fixed = turns[talk.turn].at
+            if fixed is None:
+                self._talks[talk.session.id] = talk
+            else:
+                heapq.heappush(later, (fixed, next(order), talk))
+
+    def follow_up(self, req: Request) -> Request | None:
+        """The next turn of a closed-loop session whose last answer has ended; None where there is none."""
+        talk = self._talks.get(req.session)
+        if talk is None:
+            return None
+        think = talk.session.turns[talk.turn].think
+        assert think is not None
+        following = self._request(talk, req.ended + think)
+        if talk.turn == len(talk.session.turns):
+            del self._talks[req.session]
+        return following
+
+    def _request(self, talk: _Talk, at: float) -> Request:
+        index = talk.session.adapter
+        name = None if index is None else self._names[index]
+        rank = 0 if name is None else self.adapters[name]
+        return talk.request(self.ids, name, rank, at, next(self._numbers), self._hints)

@@ -1,0 +1,368 @@
+"""The cache of ``--elora`` in simulated time: the server's own manager over slots that are only counted.
+
+A slot stands for a block of tokens. What the server's ``integration/`` does with slot tensors is done here with
+numbers, in the same order of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
+from elora_sglang.core.manager import CacheManager
+from elora_sglang.core.node import Node
+from elora_sglang.core.policy import Policy
+from elora_sglang.core.swapper import SwapSettings
+from elora_sglang.eval.sim.cache import Admission
+from elora_sglang.eval.sim.clockwork import InFlight, Lane
+
+if TYPE_CHECKING:
+    from elora_sglang.eval.sim.machine import Machine
+    from elora_sglang.eval.sim.requests import Request
+
+
+class Counted:
+    """Payloads that are numbers of slots."""
+
+    def slice(self, payload: int, start: int, stop: int) -> int:
+        """How many there are."""
+        return stop - start
+
+    def split(self, payload: int, at: int) -> tuple[int, int]:
+        """How many on each side."""
+        return at, payload - at
+
+
+class UnifiedCache:
+    """Adapters and KV in one pool, below one tree, over two tiers.
+
+    Args:
+        machine, block_tokens: what moving and computing costs; tokens of a slot.
+        adapters: LoRA rank by name.
+        device_slots, host_slots: the tiers; host 0: none.
+        policy: a policy's name, or a policy.
+        settings: of the swapper; ``host_slots`` is set here.
+        history: whether KV outlives its request (S-LoRA's does not).
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        block_tokens: int,
+        adapters: dict[str, int],
+        *,
+        device_slots: int,
+        host_slots: int,
+        policy: str | Policy,
+        settings: SwapSettings,
+        history: bool = True,
+    ) -> None:
+        self.machine, self.block_tokens, self.history = machine, block_tokens, history
+        self.costs = machine.costs(block_tokens)
+        named = policy if isinstance(policy, str) else "lru"
+        given = None if isinstance(policy, str) else policy
+        self.manager = CacheManager(1, device_slots, named, Counted(), settings, self.costs, given)
+        #: Told of each request just before it is served.
+        self.before_serving: Callable[[Request], None] | None = None
+        self.tree = self.manager.tree
+        self.sizes = {name: self.adapter_size(rank) for name, rank in adapters.items()}
+        self.free = device_slots
+        self.device_slots = device_slots
+        self.now = 0.0
+        self.loads = Lane(machine.load_bytes_s, machine.latency_s)
+        self.saves = Lane(machine.save_bytes_s, machine.latency_s)
+        self.disk = Lane(machine.disk_bytes_s, machine.latency_s)
+        self._flying = InFlight()
+        self.retractions = 0
+        #: What was loaded for a request while it waited: KV slots, and whether its adapter.
+        self._fetched: dict[str, tuple[int, bool]] = {}
+        self._plan_due = 0.0
+        self._place_adapters(host_slots)
+
+    def adapter_size(self, lora_rank: int) -> int:
+        """Slots of an adapter."""
+        return self.machine.adapter_slots(lora_rank, self.block_tokens)
+
+    def _place_adapters(self, host_slots: int) -> None:
+        """Adapters are read once when they are registered: into the host pool, as far as it goes."""
+        for name, size in self.sizes.items():
+            node = self.manager.register(name, size)
+            if size <= host_slots - self.tree.host_size:
+                self.manager.place_on_host(node, size)
+
+    def node(self, adapter: str | None) -> Node:
+        """The adapter's node."""
+        if adapter is None:
+            return self.tree.base
+        found = self.tree.adapter(adapter)
+        assert found is not None
+        return found
+
+    # -- the swapper's actions ----------------------------------------------------------------------
+
+    def execute(self, actions: Iterable[Action]) -> None:
+        """Do what was decided."""
+        todo = list(actions)
+        while todo:
+            action = todo.pop(0)
+            if isinstance(action, Free):
+                self._free(action)
+            elif isinstance(action, Save):
+                self.manager.saved(action.transfer, [item.size for item in action.items])
+                self._fly(action.transfer, self.saves, sum(item.size for item in action.items))
+            elif isinstance(action, Load):
+                if not self._load(action):
+                    later = [other for other in todo if isinstance(other, Load)]
+                    todo = [other for other in todo if not isinstance(other, Load)]
+                    for load in (*reversed(later), action):
+                        self.execute(self.manager.failed(load.transfer))
+            elif isinstance(action, Read):
+                self.manager.saved(action.transfer, [action.size])
+                self._fly(action.transfer, self.disk, action.size)
+            else:
+                assert isinstance(action, FreeHost)  # the tree counts host slots itself
+
+    def _free(self, action: Free) -> None:
+        for victim in action.victims:
+            if victim.payload is None:
+                continue
+            self.free += victim.size
+            if victim.fate == "saved":
+                assert victim.transfer is not None
+                self.manager.saved(victim.transfer, [victim.size])
+                self._fly(victim.transfer, self.saves, victim.size)
+
+    def _load(self, action: Load) -> bool:
+        self.make_room(action.size)
+        if self.free < action.size:
+            return False
+        self.free -= action.size
+        self.manager.loaded(action.transfer, [item.size for item in action.items])
+        self._fly(action.transfer, self.loads, action.size)
+        if action.rid is not None:
+            kv, adapter = self._fetched.get(action.rid, (0, False))
+            kv += sum(item.size for item in action.items if item.kind == "kv")
+            adapter = adapter or any(item.kind == "adapter" for item in action.items)
+            self._fetched[action.rid] = kv, adapter
+        return True
+
+    def _fly(self, transfer: int, lane: Lane, slots: int) -> None:
+        self._flying.add(transfer, lane.start(self.now, slots * self.costs.slot_bytes)[1])
+
+    def make_room(self, need: int) -> None:
+        """Evict until ``need`` slots are free, as far as anything may go."""
+        if need > self.free:
+            self.execute(self.manager.evict(need - self.free))
+
+    def room(self) -> int:
+        """Slots that are free or could be."""
+        return self.free + self.tree.evictable_size
+
+    # -- the life of a request ------------------------------------------------------------------------
+
+    def enqueue(self, req: Request) -> None:
+        """It waits from now on."""
+        self.manager.enqueue(req.rid, req.adapter, self._matchable(req), hints=req.hints)
+        self._plan_due = self.now
+
+    def _matchable(self, req: Request) -> Any:
+        """All full blocks before the prompt's last token, which is always computed."""
+        return req.prompt[: (req.prefill_tokens - 1) // self.block_tokens]
+
+    def tick(self, now: float, running: int) -> None:
+        """Time goes on; copies end, others start."""
+        self.now = max(now, self.now)
+        ended = [(transfer, True) for transfer in self._flying.arrived(self.now)]
+        if ended or self.now >= self._plan_due or self.manager.settings.swap_interval_s == 0:
+            self._plan_due = self.now + self.manager.settings.swap_interval_s
+        self.execute(self.manager.tick(self.now, self.free, ended, running=running))
+
+    @property
+    def active(self) -> bool:
+        """Whether copies are in flight, or the last plan started any."""
+        return bool(self._flying.ends)
+
+    def next_event(self) -> float | None:
+        """When a copy ends or the next plan is due."""
+        arrives = self._flying.next
+        if not self.manager.settings.host_slots:
+            return arrives
+        return self._plan_due if arrives is None else min(arrives, self._plan_due)
+
+    def hold(self, req: Request) -> bool:
+        """Whether it had better wait, while others run, for what is on its way."""
+        return not self.manager.ready(req.rid)
+
+    def admit(self, req: Request, now: float, reserve: int) -> Admission | None:
+        """As ``EloraPrefillAdder``: adapter and tokens fit together, or it waits."""
+        manager, tree = self.manager, self.tree
+        adapter = self.node(req.adapter)
+        tokens = self._matchable(req)
+        match = manager.match(adapter, tokens)
+        total = -(-(req.prefill_tokens + 1) // self.block_tokens)
+        held = match.node
+        unlocked = sum(n.size for n in (*tree.path(match.node), adapter) if n.evictable)
+        bring = 0 if adapter.resident else adapter.size
+        own = total - match.length  # a prefix from the host takes slots, too
+        if own + bring + unlocked + reserve > self.room():
+            return None
+        found = Admission()
+        tier = self._tier(req, adapter)
+        if not adapter.resident:
+            if not self._bring_in(adapter, found):
+                return None
+            if not held.resident:
+                match = manager.match(adapter, tokens)
+                held, own = match.node, total - match.length
+        manager.lock(held)
+        last, loaded = held, 0
+        if match.host_length:
+            load = manager.load_for(match.host_node)
+            if load is not None and self._started(load):
+                last, loaded = match.host_node, match.host_length
+        manager.lock(last)
+        manager.unlock(held)
+        own -= loaded
+        self.make_room(own)
+        if own > self.free:
+            manager.unlock(last)
+            return None
+        self.free -= own
+        # What came for it while it waited was on the host when it was queued, as the server counts.
+        fetched, fetched_adapter = self._fetched.pop(req.rid, (0, False))
+        fetched = min(fetched, match.length)
+        device, host = match.length - fetched, loaded + fetched
+        req.adapter_tier = "host" if tier == "device" and fetched_adapter else tier
+        req.device, req.host = device * self.block_tokens, host * self.block_tokens
+        req.done = req.device + req.host
+        req.restore_s += self._restore(req, device, host, adapter)
+        if self.before_serving is not None:
+            self.before_serving(req)
+        manager.started(req.rid, last)
+        req.cache = {"lock": last, "own": own, "start": match.length + loaded}
+        found.ready = max(found.ready, self._arrival(last))
+        return found
+
+    def _tier(self, req: Request, adapter: Node) -> str:
+        if req.adapter is None:
+            return "base"
+        return "device" if adapter.resident else "host" if adapter.clean else "disk"
+
+    def _bring_in(self, adapter: Node, found: Admission) -> bool:
+        load = self.manager.load_for(adapter) if adapter.clean else None
+        if load is not None:
+            return self._started(load)
+        self.make_room(adapter.size)
+        if self.free < adapter.size:
+            return False
+        size = adapter.size * self.costs.slot_bytes
+        read = self.disk.start(self.now, size)[1]
+        found.blocking_s = max(self.loads.start(read, size)[1] - self.now, found.blocking_s)
+        self.free -= adapter.size
+        self.manager.make_resident(adapter, adapter.size)
+        return True
+
+    def _started(self, load: Load) -> bool:
+        if self._load(load):
+            return True
+        self.execute(self.manager.failed(load.transfer))
+        return False
+
+    def _arrival(self, node: Node) -> float:
+        """When all loads that bring ``node`` and what is above it have arrived."""
+        ends, latest = self._flying.ends, 0.0
+        while node.parent is not None:
+            if node.transfer is not None and node.resident:
+                latest = max(latest, ends.get(node.transfer, 0.0) if self._is_load(node.transfer) else 0.0)
+            node = node.parent
+        return latest
+
+    def _is_load(self, transfer: int) -> bool:
+        return self.tree.transfers[transfer].kind == "load"
+
+    def _restore(self, req: Request, device: int, host: int, adapter: Node) -> float:
+        """Seconds to restore what an infinite device would have had (the cost that a gap is measured in)."""
+        costs, known = self.costs, min(req.known, len(self._matchable(req)))
+        there = device + host
+        seconds = costs.recompute_s(there, known - there) if known > there else 0.0
+        seconds += host * costs.slot_bytes / costs.load_bytes_s
+        if req.adapter_tier == "host":
+            seconds += costs.load_s(adapter.size)
+        elif req.adapter_tier == "disk":
+            seconds += costs.disk_s(adapter.size) + costs.load_s(adapter.size)
+        return seconds
+
+    def refuse(self, req: Request) -> None:
+        """It waits no more, because it can never fit."""
+        self.manager.forget(req.rid)
+
+    def computed(self, req: Request) -> None:
+        """Its prompt's KV goes below its adapter, for others to use."""
+        if self.history:
+            self._insert(req, req.prompt)
+
+    def _insert(self, req: Request, blocks: Any) -> None:
+        notes = req.cache
+        held: Node = notes["lock"]
+        inserted = self.manager.insert(self.tree.adapter_of(held), blocks, None, len(blocks), len(blocks))
+        start = notes["start"]
+        duplicate = max(inserted.matched - start, 0)  # others computed it meanwhile
+        self.free += duplicate
+        notes["own"] -= len(blocks) - start
+        notes["start"] = len(blocks)
+        self.manager.lock(inserted.node)
+        self.manager.unlock(held)
+        notes["lock"] = inserted.node
+        self.execute(self.manager.collect())
+
+    def grow(self, req: Request, slots: int) -> bool:
+        """Give it more slots; False when there are none."""
+        self.make_room(slots)
+        if slots > self.free:
+            return False
+        self.free -= slots
+        req.cache["own"] += slots
+        return True
+
+    def end(self, req: Request, *, finished: bool) -> None:
+        """Its KV stays in the tree, if it is to; the rest is free."""
+        notes = req.cache
+        if finished and self.history:
+            # The last token was never fed to the model.
+            self._insert(req, req.whole[: (req.tokens - 1) // self.block_tokens])
+        self.free += notes["own"]
+        notes["own"] = 0
+        node: Node = notes.pop("lock")
+        self.manager.unlock(node)
+        if finished:
+            self.manager.finished(req.rid, node, req.hints)
+        else:
+            self.retractions += 1
+        self.execute(self.manager.collect())
+
+    # -- looking --------------------------------------------------------------------------------------
+
+    def bytes_moved(self) -> dict[str, float]:
+        """Bytes so far by way."""
+        return {"load": self.loads.bytes_moved, "save": self.saves.bytes_moved, "disk": self.disk.bytes_moved}
+
+    def usage(self) -> dict[str, int]:
+        """Device slots: adapters, KV in the tree, KV of running requests alone, free, and invalid KV."""
+        tree = self.tree
+        held = tree.evictable_size + tree.protected_size
+        return {
+            "adapters": tree.adapter_size,
+            "kv": held - tree.adapter_size,
+            "running": self.device_slots - self.free - held,
+            "free": self.free,
+            "invalid": tree.invalid_kv_size,
+        }
+
+    def audit(self, running: Iterable[Request] = ()) -> None:
+        """Check the books: slots add up, tree is sound. Raises AssertionError or InvariantError."""
+        own = sum(req.cache["own"] for req in running)
+        usage = self.usage()
+        if usage["running"] != own:
+            raise AssertionError(f"{usage['running']} slots are with requests, which know of {own}")
+        self.tree.check()
