@@ -70,6 +70,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--hint-recall", type=float, default=0.0, help="share of last turns that say so")
     parser.add_argument("--hint-false", type=float, default=0.0, help="share of other turns that say so, too")
+    parser.add_argument(
+        "--series",
+        action="store_true",
+        help="with --json: also what `report` draws over time and as distributions",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     future = foresee(workload, args.block_tokens) if systems.CLAIRVOYANT in names else None
     hints = HintQuality(args.hint_recall, args.hint_false, workload.header.seed)
     warmup_s = args.warmup * measured.span_s
-    study = Study(workload, machine, args.block_tokens, warmup_s, hints, future)
+    study = Study(workload, machine, args.block_tokens, warmup_s, hints, future, args.series)
     try:
         jobs = [
             job
@@ -107,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     found = run_all(study, jobs, args.jobs)
     tables, data, aims = [], [], []
     for label, device, host in sizes:
-        best = {name: best_of(found, name, label) for name in names}
+        best = {name: _with_knobs(*best_of(found, name, label)) for name in names}
         bound = None
         if future is not None:
             slots = {
@@ -117,19 +122,16 @@ def run(args: argparse.Namespace) -> int:
                 future, machine.costs(args.block_tokens), slots,
                 device_slots=device, host_slots=host, warmup_s=warmup_s,
             )  # fmt: skip
-        rows = [_row(name, *best[name], best, None if bound is None else bound.least) for name in names]
-        tables.append(
-            reporting.Table(f"{label}: {device:,} device slots, {_slots(host)} host slots", HEADER, rows)
-        )
+        least = None if bound is None else bound.least
+        what = f"{label}: {device:,} device slots, {_slots(host)} host slots"
+        tables.append(reporting.Table(what, HEADER, rows(best, least)))
         data.append(
             {
                 "memory": label,
                 "device_slots": device,
                 "host_slots": host,
-                "bound_s": None if bound is None else bound.least,
-                "systems": {
-                    name: {"knobs": dict(job.knobs), **values} for name, (job, values) in best.items()
-                },
+                "bound_s": least,
+                "systems": best,
             }
         )
         aims += _aims(label, best)
@@ -186,18 +188,23 @@ def _numbers(text: str, flag: str) -> list[float]:
     return found
 
 
+def _with_knobs(job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    return {"knobs": dict(job.knobs), **values}
+
+
+def rows(found: dict[str, dict[str, Any]], bound: float | None) -> list[list[object]]:
+    """One row a system, under :data:`HEADER`; ``bound`` in seconds, if it is known."""
+    return [_row(name, values, found, bound) for name, values in found.items()]
+
+
 def _row(
-    name: str,
-    job: Job,
-    values: dict[str, Any],
-    best: dict[str, tuple[Job, dict[str, Any]]],
-    bound: float | None,
+    name: str, values: dict[str, Any], found: dict[str, dict[str, Any]], bound: float | None
 ) -> list[object]:
     ttft, kv, adapters, moved = values["ttft"], values["kv_hits"], values["adapter_hits"], values["bytes"]
-    gap = gap_closed(values, best)
+    gap = gap_closed(values, found)
     return [
         name,
-        " ".join(f"{value}" for _, value in job.knobs),
+        " ".join(f"{value}" for value in values["knobs"].values()),
         *(f"{1000 * ttft[key]:.1f}" for key in ("mean", "p50", "p95", "p99")),
         f"{1000 * values['tpot']['mean']:.1f}",
         *(f"{100 * kv[tier]:.1f}" for tier in ("device", "host")),
@@ -211,17 +218,17 @@ def _row(
     ]
 
 
-def _aims(label: str, best: dict[str, tuple[Job, dict[str, Any]]]) -> list[reporting.Aim]:
+def _aims(label: str, best: dict[str, dict[str, Any]]) -> list[reporting.Aim]:
     if "elora" not in best or len(best) < 2:
         return []
     others = {
         name: values["ttft"]["mean"]
-        for name, (_, values) in best.items()
+        for name, values in best.items()
         if name not in ("elora", systems.CLAIRVOYANT)
     }
     if not others:
         return []
     first = min(others, key=lambda name: (others[name], name))
-    ratio = best["elora"][1]["ttft"]["mean"] / others[first] if others[first] else 1.0
+    ratio = best["elora"]["ttft"]["mean"] / others[first] if others[first] else 1.0
     name = f"{label}: elora's mean TTFT over that of {first}, the best other"
     return [reporting.Aim(name, ratio, f"<= {1 + TIE}", ratio <= 1 + TIE)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elora_sglang.eval.sim.requests import Request
     from elora_sglang.eval.sim.server import Outcome
     from elora_sglang.eval.sim.unified import UnifiedCache
 
@@ -31,8 +30,11 @@ class Gauges:
 
     cache: UnifiedCache
     every_s: float = 0.5
+    residents_every_s: float = 5.0
 
     def __post_init__(self) -> None:
+        #: Names of the adapters on the device, by time.
+        self.residents: list[tuple[float, list[str]]] = []
         self._last: float | None = None
         self._sums: dict[str, float] = {}
         self._weight = 0.0
@@ -49,6 +51,8 @@ class Gauges:
         self._weight += weight
         self._last = now
         self.samples.append((now, usage))
+        if not self.residents or now - self.residents[-1][0] >= self.residents_every_s:
+            self.residents.append((now, self.cache.resident_adapters()))
 
     def means(self) -> dict[str, float]:
         """Mean slots by use."""
@@ -91,6 +95,29 @@ def summarize(outcome: Outcome, cache: UnifiedCache, gauges: Gauges, warmup_s: f
     }
 
 
-def times(reqs: Sequence[Request]) -> list[float]:
-    """TTFTs in seconds, sorted."""
-    return sorted(req.ttft for req in reqs)
+def series(
+    outcome: Outcome, gauges: Gauges, warmup_s: float, *, points: int = 200, adapters: int = 50
+) -> dict[str, Any]:
+    """What pictures are drawn from: TTFT percentiles 0 to 100 in seconds, device use over time, adapters over time.
+
+    ``residency``: for the ``adapters`` that were there most, one text of 0 and 1 each, a digit per time of
+    ``residency_s``.
+    """
+    ttft = sorted(req.ttft for req in outcome.ended if req.due >= warmup_s)
+    samples = gauges.samples[:: max(len(gauges.samples) // points, 1)]
+    seen = gauges.residents[:: max(len(gauges.residents) // points, 1)]
+    times_there: dict[str, int] = {}
+    for _, names in seen:
+        for name in names:
+            times_there[name] = times_there.get(name, 0) + 1
+    most = sorted(times_there, key=lambda name: (-times_there[name], name))[:adapters]
+    there = [set(names) for _, names in seen]
+    return {
+        "ttft_percentiles": [round(percentile(ttft, q / 100), 6) for q in range(101)],
+        "memory": {
+            "seconds": [round(now, 2) for now, _ in samples],
+            **{use: [usage[use] for _, usage in samples] for use in (samples[0][1] if samples else {})},
+        },
+        "residency_s": [round(now, 2) for now, _ in seen],
+        "residency": {name: "".join("01"[name in names] for names in there) for name in most},
+    }

@@ -153,6 +153,10 @@ class SlottedCache(UnifiedCache):
         req.adapter_tier = "base"  # adapters are counted by :meth:`admit`
         return super()._restore(req, device, host, adapter)
 
+    def resident_adapters(self) -> list[str]:
+        """Names of the adapters in buffers."""
+        return sorted(self._there)
+
     def usage(self) -> dict[str, int]:
         """As there, with what the buffers hold; ``free`` includes what they waste."""
         found = super().usage()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from elora_sglang.eval.sim import systems
 from elora_sglang.eval.sim.future import Future
 from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.sim.results import series
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.sim.traffic import HintQuality
 from elora_sglang.eval.workloads.model import Workload
@@ -40,6 +41,7 @@ class Study:
     warmup_s: float
     hints: HintQuality
     future: Future | None
+    series: bool = False
 
 
 _study: Study | None = None
@@ -60,7 +62,10 @@ def _work(job: Job) -> dict[str, Any]:
         future=_study.future,
         **dict(job.knobs),
     )
-    return {**found.figures, "wall_s": time.perf_counter() - begun}
+    figures = {**found.figures, "wall_s": time.perf_counter() - begun}
+    if _study.series:
+        figures["series"] = series(found.outcome, found.gauges, _study.warmup_s)
+    return figures
 
 
 def jobs_of(study: Study, name: str, label: str, device: int, host: int) -> Iterator[Job]:
@@ -113,10 +118,10 @@ def best_of(found: dict[Job, dict[str, Any]], name: str, label: str) -> tuple[Jo
     return min(mine, key=lambda one: (one[1]["refused"], one[1]["ttft"]["mean"], one[0].knobs))
 
 
-def gap_closed(values: dict[str, Any], best: dict[str, tuple[Job, dict[str, Any]]]) -> float | None:
+def gap_closed(values: dict[str, Any], found: dict[str, dict[str, Any]]) -> float | None:
     """Share of the way from LRU's cost to the clairvoyant reference's; None where one of them was not run."""
-    if "lru" not in best or systems.CLAIRVOYANT not in best:
+    if "lru" not in found or systems.CLAIRVOYANT not in found:
         return None
-    lru = best["lru"][1]["restore_s"]
-    way = lru - best[systems.CLAIRVOYANT][1]["restore_s"]
+    lru = found["lru"]["restore_s"]
+    way = lru - found[systems.CLAIRVOYANT]["restore_s"]
     return (lru - values["restore_s"]) / way if way > 0 else None

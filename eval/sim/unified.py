@@ -347,6 +347,10 @@ class UnifiedCache:
         """Bytes so far by way."""
         return {"load": self.loads.bytes_moved, "save": self.saves.bytes_moved, "disk": self.disk.bytes_moved}
 
+    def resident_adapters(self) -> list[str]:
+        """Names of the adapters that the device holds."""
+        return [node.key for node in self.tree.adapters() if node.resident and node.key is not None]
+
     def usage(self) -> dict[str, int]:
         """Device slots: adapters, KV in the tree, KV of running requests alone, free, and invalid KV."""
         tree = self.tree

@@ -1,0 +1,1 @@
+"""Pages of results: figures with matplotlib, HTML with Jinja. Needs the extra ``report``."""

@@ -1,0 +1,172 @@
+"""Pictures of results. Each function returns a matplotlib figure, or None where the data has nothing to draw."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+#: One colour a system, the same in all figures; others take grey.
+COLOURS = {
+    "stock": "#8c8c8c", "stock-overlap": "#bdbdbd", "hicache": "#4c78a8", "vllm": "#72b7b2", "vllm-offload": "#3a8f8a",
+    "s-lora": "#b279a2", "static": "#e7ba52", "lru": "#d67195", "lfu": "#c49c94", "paper": "#54a24b",
+    "elora": "#e45756", "clairvoyant": "#222222",
+}  # fmt: skip
+USES = (("adapters", "#e45756"), ("kv", "#4c78a8"), ("running", "#72b7b2"), ("free", "#eeeeee"))
+
+
+def colour(name: str) -> str:
+    """Of a system."""
+    return COLOURS.get(name, "#999999")
+
+
+def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def ttft_bars(systems: dict[str, Any]) -> Figure:
+    """Mean TTFT with P99 as a mark, by system; a logarithmic axis."""
+    figure = _figure()
+    axes = figure.subplots()
+    names = list(systems)
+    means = [1000 * systems[name]["ttft"]["mean"] for name in names]
+    axes.bar(names, means, color=[colour(name) for name in names])
+    axes.plot(
+        names, [1000 * systems[name]["ttft"]["p99"] for name in names], "k_", markersize=14, label="P99"
+    )
+    axes.set_yscale("log")
+    axes.set_ylabel("TTFT, ms")
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend(frameon=False)
+    return figure
+
+
+def restore_bars(systems: dict[str, Any], bound: float | None) -> Figure:
+    """Seconds to restore by system, with the lower bound as a line."""
+    figure = _figure()
+    axes = figure.subplots()
+    names = list(systems)
+    axes.bar(names, [systems[name]["restore_s"] for name in names], color=[colour(name) for name in names])
+    if bound is not None:
+        axes.axhline(bound, color="black", linestyle="--", linewidth=1, label="no policy is below")
+        axes.legend(frameon=False)
+    axes.set_ylabel("seconds to restore")
+    axes.tick_params(axis="x", rotation=30)
+    return figure
+
+
+def ttft_cdf(systems: dict[str, Any]) -> Figure | None:
+    """Share of requests whose first token came within so many seconds."""
+    drawn = {name: one["series"] for name, one in systems.items() if "series" in one}
+    if not drawn:
+        return None
+    figure = _figure()
+    axes = figure.subplots()
+    for name, series in drawn.items():
+        axes.plot(
+            [max(1000 * s, 0.1) for s in series["ttft_percentiles"]],
+            range(101),
+            color=colour(name),
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("TTFT, ms")
+    axes.set_ylabel("% of requests")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def memory(series: dict[str, Any]) -> Figure:
+    """Device slots over time: adapters, KV of the tree, KV of running requests, free."""
+    figure = _figure()
+    axes = figure.subplots()
+    found = series["memory"]
+    axes.stackplot(
+        found["seconds"],
+        [found[use] for use, _ in USES],
+        labels=[use for use, _ in USES],
+        colors=[shade for _, shade in USES],
+    )
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("device slots")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def residency(series: dict[str, Any]) -> Figure | None:
+    """Which adapters were on the device when; one row an adapter, those that were there most on top."""
+    rows = [[int(digit) for digit in text] for text in series["residency"].values()]
+    if not rows or not rows[0]:
+        return None
+    figure = _figure(7.0, 0.6 + 0.08 * max(len(rows), 12))
+    axes = figure.subplots()
+    ends = series["residency_s"]
+    axes.imshow(
+        rows, aspect="auto", cmap="Reds", interpolation="nearest", extent=(ends[0], ends[-1], len(rows), 0)
+    )
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("adapter")
+    return figure
+
+
+def ttft_over_rate(cells: Sequence[dict[str, Any]]) -> Figure:
+    """Mean TTFT over the rate asked, by system; bars from the least to the largest repeat."""
+    figure = _figure()
+    axes = figure.subplots()
+    for name in dict.fromkeys(cell["name"] for cell in cells):
+        by_rate: dict[float, list[float]] = {}
+        for cell in cells:
+            if cell["name"] == name:
+                by_rate.setdefault(cell["rate_asked"], []).append(1000 * cell["summary"]["ttft_mean"])
+        rates = sorted(by_rate)
+        means = [statistics.fmean(by_rate[rate]) for rate in rates]
+        spread = [
+            [m - min(by_rate[r]) for r, m in zip(rates, means, strict=True)],
+            [max(by_rate[r]) - m for r, m in zip(rates, means, strict=True)],
+        ]
+        axes.errorbar(
+            rates, means, yerr=spread, color=colour(name), label=name, marker="o", markersize=3, capsize=2
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("turns a second asked")
+    axes.set_ylabel("mean TTFT, ms")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def ablations(cells: Sequence[dict[str, Any]]) -> Figure | None:
+    """Mean TTFT without one part each, over that of the whole beside it; bars from the least to the largest repeat."""
+    ratios = ablation_ratios(cells)
+    if not ratios:
+        return None
+    figure = _figure(7.0, 1.0 + 0.28 * len(ratios))
+    axes = figure.subplots()
+    names = sorted(ratios, key=lambda name: statistics.fmean(ratios[name]))
+    means = [statistics.fmean(ratios[name]) for name in names]
+    spread = [
+        [m - min(ratios[n]) for n, m in zip(names, means, strict=True)],
+        [max(ratios[n]) - m for n, m in zip(names, means, strict=True)],
+    ]
+    axes.barh(names, means, xerr=spread, color=colour("elora"), capsize=2)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel("mean TTFT over that of elora")
+    return figure
+
+
+def ablation_ratios(cells: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """By part, one ratio a repeat. ``elora#N`` in the cells is the whole, in turn with the parts of its group."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["name"].startswith("elora#"):
+            groups.setdefault(cell["name"], [])  # a group's first cell is the whole
+        groups[next(reversed(groups))].append(cell)
+    found: dict[str, list[float]] = {}
+    for label, group in groups.items():
+        whole = {cell["repeat"]: cell["summary"]["ttft_mean"] for cell in group if cell["name"] == label}
+        for cell in group:
+            if cell["name"] != label:
+                part = cell["name"].removeprefix("elora-without-")
+                found.setdefault(part, []).append(cell["summary"]["ttft_mean"] / whole[cell["repeat"]])
+    return found
