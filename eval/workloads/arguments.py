@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     both.add_argument("--redraw", type=float, metavar="SHARE", help="how many of them (default 0.1)")
     both.add_argument("--ranks", metavar="LIST", help="LoRA ranks: 32,64 in turn, or 8:0.5,64:0.5 by shares")
     both.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (default 0)")
+    both.add_argument(
+        "--since",
+        type=float,
+        metavar="SECONDS",
+        help="begin so late, with the sessions that are under way then",
+    )
     both.add_argument("--part", choices=("tuning", "held-out"), help="only these sessions")
     both.add_argument(
         "--part-share", type=float, default=0.5, metavar="SHARE", help="of tuning sessions (default 0.5)"
@@ -73,6 +79,8 @@ def workload(args: argparse.Namespace) -> Workload:
             flags = ", ".join(f"--{flag}" for flag, name in _TRACE.items() if name in only)
             raise WorkloadError(f"{flags}: for traces only; leave it out, or give --trace FILE")
         found = create(args.workload, **given, **_assigned(args.workload, args.set))
+    if args.since is not None:
+        found = transforms.since(found, args.since)
     if args.part is not None:
         tuning, held_out = transforms.split(found, args.part_share, given.get("seed", 0))
         found = tuning if args.part == "tuning" else held_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elora_sglang.eval.workloads import create, transforms
-from elora_sglang.eval.workloads.model import WorkloadError
+from elora_sglang.eval.workloads.model import Piece, Session, Turn, WorkloadError, fault, prompts
 
 
 def ids(workload) -> list[str]:  # type: ignore[no-untyped-def]
@@ -64,3 +64,41 @@ def test_shares_that_make_no_sense(wrong: float) -> None:
 def test_speeds_that_make_no_sense(wrong: float) -> None:
     with pytest.raises(WorkloadError, match="speed must be above 0"):
         transforms.faster(create("chat", duration_s=900.0), wrong)
+
+
+def test_a_workload_that_began_earlier_goes_on_with_what_was_said() -> None:
+    whole = create("chat", rate=8.0, duration_s=900.0, think_s=60.0, system_tokens=100)
+    late = transforms.since(whole, 300.0)
+    before = {session.id: session for session in whole.sessions()}
+    found = list(late.sessions())
+    assert [s.start for s in found] == sorted(s.start for s in found) and found[0].start >= 0
+    assert all(fault(session, len(whole.header.adapters)) is None for session in found)
+    under_way = [s for s in found if before[s.id].start < 300]
+    assert len(under_way) > 50 and len(found) < len(before)
+    for session in found:
+        old = before[session.id]
+        skipped = len(old.turns) - len(session.turns)
+        assert list(prompts(session)) == list(prompts(old))[skipped:], "the same prompts, from some turn on"
+        if old.start >= 300:
+            assert skipped == 0 and session.start == pytest.approx(old.start - 300)
+    assert list(late.sessions()) == found
+    # Later on nothing is different: as many turns come by themselves as did before.
+    fresh = sum(s.start >= 300 for s in found if before[s.id].start >= 300)
+    assert fresh == sum(s.start >= 600 for s in before.values())
+
+
+def test_a_session_is_cut_where_its_turns_would_have_come() -> None:
+    turns = (
+        Turn(0, (Piece(1, 10),), Piece(2, 100), at=5.0),
+        Turn(2, (Piece(3, 10),), Piece(4, 100), think=10.0),
+        Turn(4, (Piece(5, 10),), Piece(6, 100), think=10.0),
+    )
+    whole = transforms.filtered(create("chat", duration_s=1.0), lambda _: False)
+    one = type(whole)(whole.header, lambda: iter([Session("s", None, turns)]))
+    # Answers take a second, so turns come at 5, 16 and 27 s.
+    for cut, left, first in ((0.0, 3, 5.0), (5.0, 3, 0.0), (6.0, 2, 10.0), (20.0, 1, 7.0)):
+        (session,) = transforms.since(one, cut).sessions()
+        assert len(session.turns) == left and session.start == pytest.approx(first)
+    assert list(transforms.since(one, 28.0).sessions()) == []
+    with pytest.raises(WorkloadError, match="cut at 0 seconds or later, got -1"):
+        transforms.since(one, -1.0)
