@@ -14,7 +14,7 @@ import math
 from elora_sglang.core.adapter_demand import AdapterDemand
 from elora_sglang.core.node import Node
 from elora_sglang.core.policy import BasePolicy
-from elora_sglang.core.reuse_clock import MOST_TURNS, ReuseClock
+from elora_sglang.core.reuse_clock import ReuseClock
 
 _LN2 = math.log(2.0)
 
@@ -53,7 +53,6 @@ class RetainEval(BasePolicy):
     def __init__(self) -> None:
         self._demand = AdapterDemand(DEMAND_HALF_LIFE_S)
         self._clock = ReuseClock()
-        self._gap: float | None = None
 
     def _mark(self, node: Node) -> Mark:
         mark: Mark | None = node.mark
@@ -113,15 +112,10 @@ class RetainEval(BasePolicy):
         now, mark = self.view.now, self._mark(node)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
-            self._learn_gap()
-        elif node.visits <= MOST_TURNS:
-            self._gap = now - mark.at
+            self._clock.next_request()
+        elif self.paced:
+            self._clock.used(now - mark.at, node.visits)
         mark.used, mark.at = self._clock.now, now
-
-    def _learn_gap(self) -> None:
-        if self._gap is not None and self.paced:
-            self._clock.observe(self._gap)
-        self._gap = None
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves were used when the node was; a smaller node costs less."""
@@ -135,7 +129,6 @@ class RetainEval(BasePolicy):
 
     def on_tick(self) -> None:
         """Goes on with Low_lora, and scores a slice of the adapters again."""
-        self._learn_gap()
         self._clock.advance(self.view.now)
         self._demand.tick(self.view)
         self._demand.rescore(self.view, self._score_adapter)
@@ -143,7 +136,6 @@ class RetainEval(BasePolicy):
     def on_reset(self) -> None:
         """Forgets all shares of use; what was learned about gaps stays."""
         self._demand.clear()
-        self._gap = None
 
 
 def log2_min1(now: float, low: float) -> float:

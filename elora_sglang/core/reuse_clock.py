@@ -48,9 +48,25 @@ class ReuseClock:
         self._seconds = 0.0
         self._median = math.log2(STANDARD_S / GAPS)
         self._seen = 0
+        self._gap: float | None = None
+
+    def used(self, gap_s: float, uses: int) -> None:
+        """The request being admitted found KV last used ``gap_s`` seconds ago, ``uses`` times with this one.
+
+        Told of all KV on its way from the top down: the gap of the deepest is learned, once the next request begins.
+        """
+        if uses <= MOST_TURNS:
+            self._gap = gap_s
+
+    def next_request(self) -> None:
+        """The last request's KV has all been told."""
+        gap, self._gap = self._gap, None
+        if gap is not None:
+            self.observe(gap)
 
     def advance(self, seconds: float) -> None:
         """It is second ``seconds`` now, on a clock that never goes back."""
+        self.next_request()
         self.now += (seconds - self._seconds) * (STANDARD_S / self.half_life_s)
         self._seconds = seconds
 

@@ -18,12 +18,11 @@ class Lane:
         self.free_at = 0.0
         self.bytes_moved = 0.0
 
-    def start(self, now: float, size: float) -> tuple[float, float]:
-        """Start moving ``size`` bytes; returns when they begin to move and when they have arrived."""
-        begin = max(now, self.free_at)
-        self.free_at = begin + self._latency_s + size / self._bytes_s
+    def start(self, now: float, size: float) -> float:
+        """Start moving ``size`` bytes; returns when they have arrived."""
+        self.free_at = max(now, self.free_at) + self._latency_s + size / self._bytes_s
         self.bytes_moved += size
-        return begin, self.free_at
+        return self.free_at
 
 
 class InFlight:

@@ -30,8 +30,6 @@ class Outcome:
     ended: list[Request] = field(default_factory=list)
     finished_at: float = 0.0
     busy_s: float = 0.0
-    prefill_s: float = 0.0
-    stalled_s: float = 0.0
     retractions: int = 0
     refused: int = 0
     iterations: int = 0
@@ -71,16 +69,15 @@ class Server:
         self,
         arrivals: Iterator[Request],
         follow_up: Callable[[Request], Request | None] | None = None,
-        until: float = math.inf,
     ) -> Outcome:
-        """Serve requests until none are left, or until ``until``.
+        """Serve requests until none are left.
 
         Args:
             arrivals: in order of ``arrived``.
             follow_up: the next turn of a request that ended, with its arrival; None where there is none.
         """
         coming = _Arrivals(arrivals)
-        while self.now < until:
+        while True:
             for req in coming.due(self.now):
                 self._arrive(req)
             self.cache.tick(self.now, len(self.running))
@@ -174,8 +171,6 @@ class Server:
         # Layer by layer: when the last layer of the loads arrives, only that layer is still to compute.
         end = max(begin + compute, self._ready + compute / self.machine.layers)
         outcome = self.outcome
-        outcome.prefill_s += compute
-        outcome.stalled_s += end - self.now - compute
         outcome.busy_s += end - self.now
         self.now = end
         self._chunked = None

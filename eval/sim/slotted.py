@@ -126,7 +126,7 @@ class SlottedCache(UnifiedCache):
             del self._there[victim]
             self._loading.pop(victim, None)
         size = self._real_sizes[name] * self.costs.slot_bytes
-        arrives = self.loads.start(self.now, size)[1] + self.machine.slot_load_s
+        arrives = self.loads.start(self.now, size) + self.machine.slot_load_s
         self.loads.free_at = arrives  # stock's loads go one after the other, copies and all
         self._loading[name] = arrives
         self._there[name] = self.now

@@ -148,7 +148,7 @@ class UnifiedCache:
         return True
 
     def _fly(self, transfer: int, lane: Lane, slots: int) -> None:
-        self._flying.add(transfer, lane.start(self.now, slots * self.costs.slot_bytes)[1])
+        self._flying.add(transfer, lane.start(self.now, slots * self.costs.slot_bytes))
 
     def make_room(self, need: int) -> None:
         """Evict until ``need`` slots are free, as far as anything may go."""
@@ -257,8 +257,8 @@ class UnifiedCache:
         if self.free < adapter.size:
             return False
         size = adapter.size * self.costs.slot_bytes
-        read = self.disk.start(self.now, size)[1]
-        found.blocking_s = max(self.loads.start(read, size)[1] - self.now, found.blocking_s)
+        read = self.disk.start(self.now, size)
+        found.blocking_s = max(self.loads.start(read, size) - self.now, found.blocking_s)
         self.free -= adapter.size
         self.manager.make_resident(adapter, adapter.size)
         return True

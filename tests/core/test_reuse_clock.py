@@ -9,6 +9,7 @@ import pytest
 from policy_bench import Bench
 
 from elora_sglang.core.policies.elora import Elora
+from elora_sglang.core.policies.paper import Paper
 from elora_sglang.core.reuse_clock import LEAST_GAPS, LONGEST_S, SHORTEST_S, STANDARD_S, ReuseClock
 
 
@@ -81,8 +82,9 @@ def test_a_changed_pace_keeps_the_order_of_nodes_that_are_not_used() -> None:
     assert policy.priority(late) > max(policy.priority(node) for node in nodes)
 
 
-@pytest.mark.parametrize("policy", ["elora", "paper"])
-def test_conversations_teach_the_policy_their_gap(policy: str) -> None:
+@pytest.mark.parametrize("make", [Elora, Paper])
+def test_conversations_teach_the_policy_their_gap(make: type[Elora] | type[Paper]) -> None:
+    policy = make()
     bench = Bench(policy, device=10_000)
     for i in range(40):
         bench.at(20.0 * i)
@@ -90,5 +92,4 @@ def test_conversations_teach_the_policy_their_gap(policy: str) -> None:
         bench.at(20.0 * i + 12.0)
         bench.use(node)
     bench.at(1000.0)
-    clock: ReuseClock = bench.policy._clock  # type: ignore[attr-defined]  # both have one
-    assert clock.half_life_s == pytest.approx(24.0, rel=0.2)
+    assert policy._clock.half_life_s == pytest.approx(24.0, rel=0.2)

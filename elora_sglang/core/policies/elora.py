@@ -22,7 +22,7 @@ from elora_sglang.core.node import Node
 from elora_sglang.core.path_digests import path_digests
 from elora_sglang.core.policy import BasePolicy, PolicyView
 from elora_sglang.core.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
-from elora_sglang.core.reuse_clock import MOST_TURNS, STANDARD_S, ReuseClock
+from elora_sglang.core.reuse_clock import STANDARD_S, ReuseClock
 
 #: A hinted return is waited for this share longer, and so many seconds.
 SLACK, SLACK_S = 0.25, 10.0
@@ -53,8 +53,6 @@ class Elora(BasePolicy):
     def __init__(self) -> None:
         self._demand = AdapterDemand(STANDARD_S)
         self._clock = ReuseClock()
-        #: Seconds since the last use of the deepest KV that the request being admitted found.
-        self._gap: float | None = None
         self._ghosts = GhostList()
         self._predictor = ReturnPredictor()
         self._asked: dict[GhostKey, Question] = {}
@@ -157,17 +155,12 @@ class Elora(BasePolicy):
         before = self._both(node, state)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
-            self._learn_gap()
-        elif node.visits <= MOST_TURNS:
-            self._gap = now - state.at
+            self._clock.next_request()
+        else:
+            self._clock.used(now - state.at, node.visits)
         state.use(self._clock, now)
         state.price(node, self.view.costs)
         self._change(node, state, before)
-
-    def _learn_gap(self) -> None:
-        if self._gap is not None:
-            self._clock.observe(self._gap)
-            self._gap = None
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves keep the figures."""
@@ -291,7 +284,6 @@ class Elora(BasePolicy):
     def on_tick(self) -> None:
         """Demand for adapters, adapters in turn, hints and questions whose time is up: bounded slices of each."""
         now = self.view.now
-        self._learn_gap()
         self._clock.advance(now)
         self._demand.tick(self.view)
         for node in self._demand.resident.take():
@@ -333,7 +325,6 @@ class Elora(BasePolicy):
         self._ghosts.clear()
         self._asked.clear()
         self._expected.clear()
-        self._gap = None
 
 
 def create() -> Elora:

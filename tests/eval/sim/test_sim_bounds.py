@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from sim_world import MACHINE, of, random_workload, single
@@ -17,7 +18,7 @@ SYSTEMS = systems()
 COSTS = MACHINE.costs(1)
 
 
-def cost(workload: Workload, system: str, device: int, host: int, **knobs: object) -> float:
+def cost(workload: Workload, system: str, device: int, host: int, **knobs: Any) -> float:
     found = simulate(
         workload,
         SYSTEMS[system],
@@ -27,7 +28,7 @@ def cost(workload: Workload, system: str, device: int, host: int, **knobs: objec
         host_slots=host,
         future=foresee(workload, 1) if system == "clairvoyant" else None,
         audit=True,
-        **knobs,  # type: ignore[arg-type]
+        **knobs,
     )
     assert not found.outcome.refused
     return float(found.figures["restore_s"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import workload_samples
 
 from elora_sglang.eval.workloads import create, file
-from elora_sglang.eval.workloads.model import Adapter, Header, Workload, WorkloadError
+from elora_sglang.eval.workloads.model import Adapter, Header, Session, Workload, WorkloadError
 
 HEADER = Header("näme", 3, {"b": 1.5, "a": None, "c": "x"}, (Adapter("one", 8), Adapter("two", 64)))
 
@@ -54,7 +54,7 @@ def test_equal_workloads_are_equal_files_whatever_their_names(tmp_path: Path) ->
 def test_reading_and_writing_stream(tmp_path: Path) -> None:
     taken: list[int] = []
 
-    def endless():  # type: ignore[no-untyped-def]
+    def endless() -> Iterator[Session]:
         for number, session in enumerate(workload().sessions()):
             taken.append(number)
             yield session

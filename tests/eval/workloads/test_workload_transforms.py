@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from elora_sglang.eval.workloads import create, transforms
-from elora_sglang.eval.workloads.model import Piece, Session, Turn, WorkloadError, fault, prompts
+from elora_sglang.eval.workloads.model import Piece, Session, Turn, Workload, WorkloadError, fault, prompts
 
 
-def ids(workload) -> list[str]:  # type: ignore[no-untyped-def]
+def ids(workload: Workload) -> list[str]:
     return [session.id for session in workload.sessions()]
 
 
