@@ -6,10 +6,7 @@ import math
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.node import Node
-from elora_sglang.core.reuse_clock import STANDARD_S, ReuseClock
-
-#: Hinted returns are looked at in steps of so many seconds; nothing is expected sooner than that.
-STEP_S = 10.0
+from elora_sglang.core.reuse_clock import STANDARD_S, STEP_S, ReuseClock
 
 #: Session name of nodes that more than one session used.
 SHARED = ""
@@ -35,6 +32,7 @@ class State:
         floor: an adapter is at least as probable as the KV below it: the largest such figure.
         extra: an adapter's bits for waiting requests and for too few adapters on the device.
         expected, expected_until: second of a hinted return, and until when it is waited for; 0: none.
+        expected_half_life_s: H when the hint came.
         bias: bits by the return predictor since the last use.
         ended: a hint said that only an ended session needs it.
         session: the one session that used it, ``SHARED``, or ``None`` when unknown.
@@ -48,6 +46,7 @@ class State:
         "dirty_bits",
         "ended",
         "expected",
+        "expected_half_life_s",
         "expected_until",
         "extra",
         "floor",
@@ -67,6 +66,7 @@ class State:
         self.clean_bits = self.dirty_bits = self.host_bits = 0.0
         self.floor = NEVER
         self.extra = self.bias = self.expected = self.expected_until = 0.0
+        self.expected_half_life_s = STANDARD_S
         self.ended = False
         self.session: str | None = None
         self.priced_by: Costs | None = None
@@ -104,18 +104,19 @@ class State:
         self.dirty_bits = math.log2(dirty / size)
         self.host_bits = math.log2(max(dirty - clean, 1e-3 * dirty) / size)
 
-    def probability_bits(self, frequency: bool, recency: bool, clock: ReuseClock, now: float) -> float:
-        """log2 of how soon a use is expected at second ``now``; only differences between nodes mean anything.
+    def probability_bits(self, frequency: bool, recency: bool, clock: ReuseClock) -> float:
+        """log2 of how soon a use is expected; only differences between nodes mean anything.
 
         ``log2(w) + t_last / H``: as w fades with half-life H, this order never changes by waiting. w uses stand for
-        a rate of ``w * ln 2 / H``, so a return expected in r seconds counts like ``H / (r * ln 2)`` uses; that
-        rises with time, in steps of :data:`STEP_S`, which an eviction heap that only looks at its lowest can bear.
+        a rate of ``w * ln 2 / H``, so a return expected in r seconds counts like ``H / (r * ln 2)`` uses. That only
+        rises with time, whatever H becomes meanwhile, and in steps, which an eviction heap that only looks at its
+        lowest can bear.
         """
         own = (math.log2(self.weight) if frequency else 0.0) + self.bias
         if recency:
             own += self.used / STANDARD_S
         if self.expected_until:
-            today, half_life = now // STEP_S * STEP_S, clock.half_life_s
-            hinted = math.log2(half_life / _LN2 / max(self.expected - today, STEP_S))
-            own = max(own, hinted + (clock.now / STANDARD_S - (now - today) / half_life if recency else 0.0))
+            wait = max(self.expected - clock.step_second, STEP_S)
+            hinted = math.log2(self.expected_half_life_s / _LN2 / wait)
+            own = max(own, hinted + (clock.step_now / STANDARD_S if recency else 0.0))
         return own if own >= self.floor else self.floor

@@ -30,6 +30,9 @@ MOST_TURNS = 16
 #: Gaps that must have been seen before the first half-life is learned.
 LEAST_GAPS = 16
 
+#: Time also moves in steps of at least so many seconds, for what would otherwise change all the time.
+STEP_S = 10.0
+
 #: Least step of the median, in bits; the first steps are larger.
 STEP = 1.0 / 64.0
 
@@ -40,11 +43,13 @@ class ReuseClock:
     Attributes:
         now: time on this clock.
         half_life_s: what :data:`STANDARD_S` on this clock is in seconds now.
+        step_second, step_now: second and time when the current step of :data:`STEP_S` began.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.half_life_s = STANDARD_S
+        self.step_second = self.step_now = 0.0
         self._seconds = 0.0
         self._median = math.log2(STANDARD_S / GAPS)
         self._seen = 0
@@ -69,6 +74,8 @@ class ReuseClock:
         self.next_request()
         self.now += (seconds - self._seconds) * (STANDARD_S / self.half_life_s)
         self._seconds = seconds
+        if seconds - self.step_second >= STEP_S:
+            self.step_second, self.step_now = seconds, self.now
 
     def observe(self, gap_s: float) -> None:
         """A conversation went on ``gap_s`` seconds after it was used last."""

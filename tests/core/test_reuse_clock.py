@@ -8,6 +8,7 @@ import random
 import pytest
 from policy_bench import Bench
 
+from elora_sglang.core.hints import Hints
 from elora_sglang.core.policies.elora import Elora
 from elora_sglang.core.policies.paper import Paper
 from elora_sglang.core.reuse_clock import LEAST_GAPS, LONGEST_S, SHORTEST_S, STANDARD_S, ReuseClock
@@ -93,3 +94,18 @@ def test_conversations_teach_the_policy_their_gap(make: type[Elora] | type[Paper
         bench.use(node)
     bench.at(1000.0)
     assert policy._clock.half_life_s == pytest.approx(24.0, rel=0.2)
+
+
+@pytest.mark.parametrize("gap", [1.0, 3000.0])
+def test_an_expected_return_only_becomes_more_probable_while_the_pace_changes(gap: float) -> None:
+    policy = Elora()
+    bench = Bench(policy)
+    node = bench.kv(1)
+    policy.on_finish(node, Hints(None, False, 400.0))
+    worth = policy.priority(node)
+    for second in range(1, 400):
+        policy._clock.observe(gap)
+        bench.at(float(second))
+        assert policy.priority(node) >= worth
+        worth = policy.priority(node)
+        bench.tree.check()

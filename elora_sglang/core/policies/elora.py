@@ -73,7 +73,7 @@ class Elora(BasePolicy):
         self._remember = "ghosts" not in without
 
     def _likely(self, state: State) -> float:
-        return state.probability_bits(self._frequency, self._recency, self._clock, self.view.now)
+        return state.probability_bits(self._frequency, self._recency, self._clock)
 
     # -- the score ----------------------------------------------------------------------------------
 
@@ -265,6 +265,7 @@ class Elora(BasePolicy):
             state = self._state(one)
             before = self._both(one, state)
             state.expected, state.expected_until, state.ended = now + wait, until, False
+            state.expected_half_life_s = self._clock.half_life_s
             heapq.heappush(self._expected, (until, one.id, one))
             self._change(one, state, before)
 
