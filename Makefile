@@ -10,13 +10,14 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help serve demo venv test test-full check format docs clean
+.PHONY: help serve demo venv test test-full reproduce check format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
 	@echo "make test       unit, white-box and live tests"
 	@echo "make test-full  the same and the long ones"
+	@echo "make reproduce  the paper's experiments in simulated time, about an hour; TRACE=FILE adds a real trace"
 	@echo "make check      lint, types, import rules, generated pages"
 	@echo "make docs       write the generated pages again"
 	@echo "make clean      remove what make made, .venv and the demo model included"
@@ -47,6 +48,13 @@ test: $(VENV)/.dev-installed
 
 test-full: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m 'full or not full'
+
+# Conversations for the gap to the clairvoyant reference; make reproduce TRACE=mooncake_conversation.jsonl
+TRACE ?=
+reproduce: $(VENV)/.dev-installed
+	$(BIN)/python -m elora_sglang.eval reproduce $(if $(TRACE),--trace $(TRACE))
+	$(BIN)/python -m elora_sglang.eval reproduce $(if $(TRACE),--trace $(TRACE)) --json > reproduce.json
+	$(BIN)/python -m elora_sglang.eval report reproduce.json --out report
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

@@ -154,6 +154,14 @@ class Target:
         ]
         return asyncio.run(client.run_open_loop(self.url, jobs))
 
+    def switch_s(self) -> float:
+        """Median seconds that a request for an adapter other than the last ones waits longer; 0 where all have room."""
+        names = [name for name, _ in self.adapters]
+        self.flush()
+        others = [self.send([64], 1, [name])[0].ttft for name in names * 2][len(names) :]
+        same = [self.send([64], 1, [names[-1]])[0].ttft for _ in names]
+        return max(statistics.median(others) - statistics.median(same), 0.0)
+
     def measure(self) -> Measured:
         """All prefills and decodes, medians of :data:`TIMES`."""
         limit = int(self.info["max_total_num_tokens"]) // 2

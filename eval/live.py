@@ -5,16 +5,22 @@ count), the same attention, and the same emulated link between host and device. 
 are tuned first, on a seed that is not reported. Then all servers serve the same seeded sessions in turn, the idle ones
 stopped, caches emptied in between, what was sent during the warm-up dropped. Every finished cell is a file in
 ``--state``; the same command goes on where it was interrupted.
+
+With ``--rates`` or ``--peak`` the systems play one of the paper's three workloads instead (in the size of the
+evaluation model) as it arrives, whatever they can do: TTFT over rates, and the peak load at a TTFT limit by bisection.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 from elora_sglang.eval import reporting, server
-from elora_sglang.eval.serving import comparison, model, profile, report, systems
+from elora_sglang.eval.serving import comparison, model, profile, report, scaled, sweep, systems
+from elora_sglang.eval.serving.ground import Ground
+from elora_sglang.eval.state import State
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
 
@@ -28,7 +34,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=DEFAULT,
         help=f"systems, by comma: {', '.join(systems.NAMES)} (default {DEFAULT})",
     )
-    add("--workload", choices=["chat"], default="chat", help="traffic (default chat)")
+    add("--workload", choices=scaled.names(), default="chat", help="traffic (default chat)")
+    add("--rates", help="turns a second, by comma: every system at each of them, as the turns arrive")
+    add("--peak", action="store_true", help="the highest rate of every system within --limit")
+    add(
+        "--limit",
+        type=float,
+        default=0.5,
+        metavar="SECONDS",
+        help="mean TTFT at the peak (default %(default)s)",
+    )
+    add("--adapters", type=int, default=16, help="with --rates or --peak (default %(default)s)")
     add("--quick", action="store_true", help="one working set, one load, short runs: within 15 minutes")
     add("--ablate", action="store_true", help="also elora without each of its parts")
     add(
@@ -43,14 +59,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--model", type=Path, default=None, help="folder of the evaluation model (default: model/ in --state)"
     )
-    add("--device-tokens", type=int, help="device memory in KV tokens (default 16384, quick 10240)")
+    add("--device-tokens", type=int, help="device memory in KV tokens (default 16384, quick 8192)")
     add("--host-tokens", type=int, help="host memory in KV tokens (default 3 times the device's)")
     add("--running", type=int, default=8, help="requests running at once (default 8)")
     add("--ranks", default=None, help=f"LoRA ranks, by comma, in turn (default {model.RANKS})")
     add("--working-sets", help="times the device memory, by comma (default 2,4; quick 2)")
     add("--loads", help="shares of a baseline's own capacity, by comma (default 0.5,0.7,0.8; quick 0.7)")
     add("--repeats", type=int, help="interleaved repeats (default 3)")
-    add("--seconds", type=float, help="measured seconds a load (default 60, quick 10)")
+    add("--seconds", type=float, help="measured seconds a load (default 60, quick 6)")
     add(
         "--warmup",
         type=float,
@@ -65,18 +81,23 @@ def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
     return default if text is None else tuple(float(part) for part in text.split(","))
 
 
-def settings(args: argparse.Namespace) -> comparison.Settings:
-    """What the arguments ask for; SystemExit with one line where they make no sense."""
+def _names(args: argparse.Namespace) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(args.compare.split(",")))
     unknown = [name for name in names if name not in systems.NAMES]
     if unknown:
         raise SystemExit(f"live: --compare {unknown[0]!r} is not one of {', '.join(systems.NAMES)}")
+    return names
+
+
+def settings(args: argparse.Namespace) -> comparison.Settings:
+    """What the arguments ask for; SystemExit with one line where they make no sense."""
+    names = _names(args)
     if "stock" not in names:
         raise SystemExit("live: --compare needs stock: loads are shares of its capacity")
     quick = args.quick
-    device = args.device_tokens or (10240 if quick else 16384)
+    device = args.device_tokens or (8192 if quick else 16384)
     repeats = args.repeats or 3
-    seconds = args.seconds or (10.0 if quick else 60.0)
+    seconds = args.seconds or (6.0 if quick else 60.0)
     state = args.state.absolute()
     return comparison.Settings(
         names=names,
@@ -100,10 +121,62 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
     )
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    rates = _numbers(args.rates, ())
+    if any(rate <= 0 for rate in rates):
+        raise SystemExit(f"live: --rates takes turns a second above 0, got {args.rates}")
+    names = _names(args)
+    device = args.device_tokens or 10240
+    ranks = tuple(int(rank) for rank in _numbers(args.ranks, model.RANKS))
+    budget = systems.Budget(device, args.host_tokens or 3 * device, args.running, args.adapters, ranks)
+    state = State(args.state.absolute())
+    folder = (args.model or state.folder / "model").absolute()
+    ground = Ground("live", folder, state, budget, args.link_gbps, profile.load(args.profile))
+    seconds = args.seconds or (30.0 if args.quick else 60.0)
+    run = sweep.Sweep(ground, names, args.workload, seconds, args.repeats or 1, args.limit, args.seed)
+    try:
+        ground.prepare()
+        run.tune(rates[0] if rates else 1.0)
+        peaks = run.peaks(rates[0] if rates else 1.0) if args.peak else {}
+        cells = run.cells(rates)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"live: {error}") from error
+    finally:
+        ground.fleet.end()
+    tables = []
+    if peaks:
+        found = [
+            [name, f"{one.rate:.2f}", "" if one.failed is None else f"{one.failed:.2f}"]
+            for name, one in peaks.items()
+        ]
+        what = f"{args.workload}: most turns a second with a mean TTFT of at most {args.limit:g} s"
+        tables.append(reporting.Table(what, ["system", "peak", "too much"], found))
+    if cells:
+        what = f"{args.workload}: TTFT over rate, {seconds:g} s a run, {args.adapters} adapters"
+        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells)))
+    first, *more = tables
+    return reporting.finish(
+        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=[],
+        data={
+            "title": f"Live servers on {args.workload}",
+            "tables": [asdict(table) for table in tables],
+            "cells": cells,
+            "peaks": {name: asdict(one) for name, one in peaks.items()},
+            "chosen": {name: one.setting for name, one in run.chosen.items()},
+            "budget": asdict(budget), "link_gbps": ground.link_gbps,
+            "prefill_s_per_token": ground.prefill_s, "seed": args.seed, "seconds": seconds,
+        },
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
     # Ended from outside, it still takes its servers with it.
     signal.signal(signal.SIGTERM, lambda *_: server.end_with(143))
+    if args.rates or args.peak:
+        return _sweep(args)
+    if args.workload != "chat":
+        raise SystemExit(f"live: --workload {args.workload} is played at rates: add --rates LIST or --peak")
     chosen = settings(args)
     try:
         data = comparison.Comparison(chosen).run()

@@ -1,7 +1,8 @@
 """``python -m elora_sglang.eval report RUN…``: results as one self-contained page and PNG figures.
 
-A RUN is a JSON file that ``simulate --json`` (with ``--series`` for pictures over time) or ``live --json`` wrote. The
-page has every table and figure inside; the figures lie beside it as files, too.
+A RUN is a JSON file that ``simulate --json`` (with ``--series`` for pictures over time), ``live --json``,
+``reproduce --json`` or ``fidelity --json`` wrote. The page has every table and figure inside; the figures lie beside it
+as files, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from elora_sglang.eval import reporting
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand to ``python -m elora_sglang.eval``."""
     parser = subparsers.add_parser("report", help="results as one HTML page and PNG figures")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="JSON of `simulate` or `live`")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="JSON of a run")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder (default %(default)s)")
     parser.add_argument("--title", default="elora-sglang: measured and simulated")
     parser.set_defaults(run=run)
@@ -40,6 +41,8 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"report: {path}: {error}") from None
-    if not isinstance(data, dict) or not ("sizes" in data or "capacities" in data):
-        raise SystemExit(f"report: {path}: not the JSON of `simulate` or `live`; write it with --json")
+    if not isinstance(data, dict) or not ({"sizes", "capacities", "tables"} & set(data)):
+        raise SystemExit(
+            f"report: {path}: not the JSON of `simulate`, `live`, `reproduce` or `fidelity`; write it with --json"
+        )
     return data

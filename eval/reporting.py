@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from elora_sglang.eval.provenance import provenance
+
 
 @dataclass(frozen=True)
 class Aim:
@@ -65,13 +67,13 @@ def finish(
 ) -> int:
     """Print the result as ``args`` ask and return the exit status: 1 if ``--strict`` and an aim is missed.
 
-    ``more``: tables below the first one. ``data`` must be JSON-serialisable, is merged beside ``aims`` and must not
-    use that key.
+    ``more``: tables below the first one. ``data`` must be JSON-serialisable, is merged beside ``run`` (where the
+    result comes from) and ``aims``, and must not use these keys.
     """
     if args.json:
-        if "aims" in data:
-            raise ValueError('data must not bring its own "aims"')
-        print(json.dumps({"aims": [asdict(aim) for aim in aims], **data}))
+        if {"aims", "run"} & set(data):
+            raise ValueError('data must not bring its own "aims" or "run"')
+        print(json.dumps({"run": provenance(), "aims": [asdict(aim) for aim in aims], **data}))
     else:
         for one in (Table(title, header, rows), *more):
             print(f"{one.title}\n\n{table(one.header, one.rows)}\n")

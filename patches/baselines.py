@@ -8,6 +8,19 @@ from elora_sglang.patches.base import Kind, Patch, When
 _FILES = "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt"
 _HOOKS = "elora_sglang.eval.baselines"
 _LATE = "a CPU has no link: without a model of it every copy of the baseline would be free"
+_RECORD = "the simulator is asked what this cache was asked, in the same order (eval fidelity)"
+#: Method of SGLang's prefix cache, and the function of ``eval/baselines/record.py`` that writes its calls down.
+_RECORDED = {
+    "_match_tree": "match",
+    "insert": "insert",
+    "inc_lock_ref": "lock",
+    "dec_lock_ref": "unlock",
+    "_evict": "evict",
+    "evict_host": "evict_host",
+    "_track_write_through_node": "backup",
+    "load_back": "load_back",
+    "reset": "reset",
+}
 _CPU = "the wheel's HiCache asks for a GPU driver and for compiled copies"
 
 
@@ -76,5 +89,15 @@ PATCHES = (
         upstream=f"{_FILES}/managers/scheduler_components/internal_state.py",
         remove_when="comparisons run on a GPU",
         when=When.EVAL,
+    ),
+    *(
+        _around(
+            f"record_{name}",
+            "mem_cache.unified_radix_cache",
+            f"UnifiedRadixCache.{method}",
+            f"record.{name}",
+            _RECORD,
+        )
+        for method, name in _RECORDED.items()
     ),
 )

@@ -13,7 +13,7 @@ from elora_sglang.core.node import Node
 from elora_sglang.core.policy import PolicyView
 
 #: Nodes or adapters looked at in one tick.
-SLICE = 32
+SLICE = 8
 
 #: Adapters whose share of use is known; beyond, the one not used for longest is forgotten.
 MOST_ADAPTERS = 8_192

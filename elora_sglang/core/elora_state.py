@@ -8,6 +8,10 @@ from elora_sglang.core.costs import Costs
 from elora_sglang.core.node import Node
 from elora_sglang.core.reuse_clock import STANDARD_S, STEP_S, ReuseClock
 
+#: How many times more slowly than recency the number of uses fades: who came back often comes back again, even after
+#: a long pause (eval/JOURNAL.md has what was tried).
+COUNT_FADE = 8.0
+
 #: Session name of nodes that more than one session used.
 SHARED = ""
 
@@ -24,7 +28,7 @@ class State:
     """Mark of one node.
 
     Attributes:
-        weight, used: uses ``w`` with half-life H, as of ``used``, the last one, on the reuse clock.
+        weight, used: uses ``w``, as of ``used``, the last one, on the reuse clock.
         at: second of the last use.
         start: tokens before the node (KV).
         clean_bits, dirty_bits, host_bits: log2 of the seconds per byte that keeping saves: device with and without
@@ -80,7 +84,7 @@ class State:
 
     def use(self, clock: ReuseClock, now: float) -> None:
         """One use more at second ``now``; hints and predictions about it have been answered."""
-        self.weight = 1.0 + self.weight * math.pow(2.0, -(clock.now - self.used) / STANDARD_S)
+        self.weight = 1.0 + self.weight * math.pow(2.0, -(clock.now - self.used) / (COUNT_FADE * STANDARD_S))
         self.used, self.at = clock.now, now
         self.expected = self.expected_until = self.bias = 0.0
         self.ended = False
@@ -107,10 +111,10 @@ class State:
     def probability_bits(self, frequency: bool, recency: bool, clock: ReuseClock) -> float:
         """log2 of how soon a use is expected; only differences between nodes mean anything.
 
-        ``log2(w) + t_last / H``: as w fades with half-life H, this order never changes by waiting. w uses stand for
-        a rate of ``w * ln 2 / H``, so a return expected in r seconds counts like ``H / (r * ln 2)`` uses. That only
-        rises with time, whatever H becomes meanwhile, and in steps, which an eviction heap that only looks at its
-        lowest can bear.
+        ``log2(w) + t_last / H``, with w as of the last use: this order never changes by waiting. A use is worth half
+        after H, like something that returns at a rate of ``ln 2 / H``, so a return expected in r seconds counts like
+        ``H / (r * ln 2)`` uses. That only rises with time, whatever H becomes meanwhile, and in steps, which an
+        eviction heap that only looks at its lowest can bear.
         """
         own = (math.log2(self.weight) if frequency else 0.0) + self.bias
         if recency:

@@ -170,3 +170,70 @@ def ablation_ratios(cells: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
                 part = cell["name"].removeprefix("elora-without-")
                 found.setdefault(part, []).append(cell["summary"]["ttft_mean"] / whole[cell["repeat"]])
     return found
+
+
+def curve(points: Sequence[dict[str, Any]]) -> Figure | None:
+    """Mean TTFT over rate by system, simulated; a line ends where a system was overloaded."""
+    if not points:
+        return None
+    figure = _figure()
+    axes = figure.subplots()
+    for name in dict.fromkeys(point["system"] for point in points):
+        mine = sorted((p["rate"], 1000 * p["ttft"]["mean"]) for p in points if p["system"] == name)
+        axes.plot(*zip(*mine, strict=True), color=colour(name), label=name, marker="o", markersize=3)
+    axes.axhline(500, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("turns a second")
+    axes.set_ylabel("mean TTFT, ms")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def peaks(scenes: Sequence[dict[str, Any]]) -> Figure | None:
+    """Peak load over that of the first system, one group of bars a scene."""
+    if not scenes:
+        return None
+    names = [name for name in scenes[0]["peaks"] if scenes[0]["peaks"][name]["rate"]]
+    figure = _figure(9.0, 4.2)
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        values = [
+            one["peaks"][name]["rate"] / one["peaks"][names[0]]["rate"]
+            if one["peaks"][names[0]]["rate"]
+            else 0
+            for one in scenes
+        ]
+        axes.bar(
+            [x + place * width for x in range(len(scenes))], values, width, color=colour(name), label=name
+        )
+    labels = [
+        f"{one['scene']['machine']}\n{one['scene']['workload']} {one['scene']['adapters']}" for one in scenes
+    ]
+    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(scenes))], labels, rotation=90, fontsize=6)
+    axes.set_ylabel(f"peak load over {names[0]}'s")
+    axes.legend(frameon=False, fontsize=8, ncols=len(names))
+    return figure
+
+
+def share_bars(header: Sequence[str], rows: Sequence[Sequence[str]], unit: str) -> Figure | None:
+    """A table of "value ± width" cells as grouped bars, one group a row."""
+    if not rows:
+        return None
+    figure = _figure(8.0, 1.0 + 0.32 * len(rows))
+    axes = figure.subplots()
+    height = 0.8 / (len(header) - 1)
+    for place, label in enumerate(header[1:]):
+        cells = [row[place + 1].split(" ± ") for row in rows]
+        axes.barh(
+            [-(y + place * height) for y in range(len(rows))],
+            [float(cell[0]) for cell in cells],
+            height,
+            xerr=[float(cell[1]) for cell in cells],
+            label=label,
+        )
+    axes.set_yticks([-(y + 0.4 - height / 2) for y in range(len(rows))], [row[0] for row in rows], fontsize=7)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_xlabel(unit)
+    axes.legend(frameon=False, fontsize=7)
+    return figure

@@ -59,10 +59,15 @@ class Section:
 def section(name: str, data: dict[str, Any]) -> Section:
     """The section of one run's JSON. ``name``: of its file; figures are named after it."""
     simulated = "sizes" in data
-    parts = list(_simulated(name, data) if simulated else _live(name, data))
+    if "tables" in data:
+        parts = list(_tables(name, data))
+    else:
+        parts = list(_simulated(name, data) if simulated else _live(name, data))
     made = data.get("run", {})
     about = [f"{key}: {value}" for key, value in made.items()]
-    if simulated:
+    if "tables" in data:
+        title = data.get("title", "Tables")
+    elif simulated:
         work = data["workload"]
         about.append(f"workload {work['name']}, seed {work['seed']}: {work['parameters']}")
         title = f"{work['name']} on {data['machine']} (simulated)"
@@ -73,6 +78,28 @@ def section(name: str, data: dict[str, Any]) -> Section:
     return Section(
         re.sub(r"\W+", "-", name), f"{name}: {title}", "\n".join(about), parts, data.get("aims", [])
     )
+
+
+def _tables(name: str, data: dict[str, Any]) -> Iterator[Part]:
+    found = data.get("reproduction", {})
+    for number, one in enumerate(data["tables"]):
+        part = Part(one["title"], one["header"], one["rows"])
+        label = f"{name} {number}"
+        if one["title"].startswith("The grid:"):
+            part.draw(figures.peaks(found["grid"]), "Peak load over the first system's", label)
+        if one["title"].startswith("The grid's centre"):
+            part.draw(
+                figures.curve(found["centre"][0]["curve"]), "Mean TTFT over rate; the limit as a line", label
+            )
+        if one["title"].startswith("Mooncake"):
+            part.draw(
+                figures.share_bars(one["header"], one["rows"], one["header"][0]),
+                "Share of the gap closed",
+                label,
+            )
+        if "TTFT over rate" in one["title"]:
+            part.draw(figures.ttft_over_rate(data["cells"]), "Mean TTFT over rate; bars: repeats", label)
+        yield part
 
 
 def _simulated(name: str, data: dict[str, Any]) -> Iterator[Part]:

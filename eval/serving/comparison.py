@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
+from elora_sglang.eval.serving.ground import Ground
 from elora_sglang.eval.state import State
 from elora_sglang.integration.config import TERMS
 
@@ -63,10 +62,8 @@ class Comparison:
     """Runs what is missing, returns cells."""
 
     settings: Settings
-    fleet: runner.Fleet = field(init=False)
     state: State = field(init=False)
-    link_gbps: float = 0.0
-    prefill_s: float = 0.0
+    ground: Ground = field(init=False)
     chosen: dict[str, dict[str, systems.System]] = field(default_factory=dict)
     capacities: dict[str, float] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
@@ -77,56 +74,25 @@ class Comparison:
         self.adapter_tokens = chat.mean_adapter_tokens(sizes, model.KV_BYTES_PER_TOKEN)
         most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
         self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most, s.ranks)
-        self.vocab = 0
         self.state = State(s.state)
+        self.ground = Ground("live", s.folder, self.state, self.budget, s.link, s.gpu)
 
-    def prepare(self) -> None:
-        """Model on disk, link settled, servers' folder made."""
-        s = self.settings
-        if not model.complete(s.folder, self.budget.adapters, s.ranks):
-            reporting.progress(f"writing the model and {self.budget.adapters} adapters to {s.folder}")
-            command = [sys.executable, "-m", "elora_sglang.eval.serving.model"]
-            status, text = server.run(
-                [*command, str(s.folder), str(self.budget.adapters), ",".join(map(str, s.ranks))],
-                log=s.state / "model.log",
-                timeout=900,
-            )
-            if status != 0:
-                raise SystemExit(f"live: the model could not be written:\n{text[-2000:]}")
-        self.vocab = json.loads((s.folder / "base" / "config.json").read_text())["vocab_size"]
-        cell = self.state.cell(("prefill", s.device_tokens), self._probe)
-        self.prefill_s = float(cell["prefill_s_per_token"])
-        if s.link == "auto":
-            self.link_gbps = s.gpu.link_for(model.KV_BYTES_PER_TOKEN, self.prefill_s)
-        else:
-            self.link_gbps = float(s.link)
-        self.fleet = runner.Fleet(s.folder, s.state / "logs", self.budget, self.link_gbps)
-
-    def _probe(self) -> dict[str, Any]:
-        setting = self._sweep("stock")[0]
-        probe = systems.make("stock", setting, self.budget, self.settings.folder, 0.0)
-        reporting.progress("measuring what a token's prefill costs on this machine")
-        running = runner.start(probe, self.settings.folder, self.settings.state / "logs", self.budget, 0.0)
-        try:
-            return {"prefill_s_per_token": runner.prefill_seconds(running, self.vocab)}
-        finally:
-            running.go()
-            running.end()
+    @property
+    def fleet(self) -> runner.Fleet:
+        """The servers."""
+        return self.ground.fleet
 
     def _sweep(self, name: str) -> tuple[float, ...]:
         return systems.sweep(name, self.budget, quick=self.settings.quick)
 
-    def _make(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> systems.System:
-        return systems.make(name, setting, self.budget, self.settings.folder, self.link_gbps, without)
-
     def workload(self, seed: str, factor: float) -> chat.Workload:
         """The traffic of a seed for a working set of ``factor`` times the device memory."""
         wanted = int(factor * self.settings.device_tokens)
-        return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.vocab)
+        return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.ground.vocab)
 
     def spread(self, work: chat.Workload) -> float:
         """Seconds in which the sessions alive at the start come in, their histories unknown to any cache."""
-        cold = len(work.lanes) * work.mean_prompt_tokens * self.prefill_s / COLD_LOAD
+        cold = len(work.lanes) * work.mean_prompt_tokens * self.ground.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
     def tune(self, factor: float) -> dict[str, systems.System]:
@@ -140,7 +106,7 @@ class Comparison:
             sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
             if name == "stock-overlap":
                 sweep = (chosen["stock"].setting,)  # the same buffers, filled in another way
-            candidates = [self._make(name, setting) for setting in sweep]
+            candidates = [self.ground.make(name, setting) for setting in sweep]
             if name in BASES:
                 if not self.state.has(*self._capacity_key(candidates[0], factor, "tuning")):
                     self.fleet.want(candidates)
@@ -163,7 +129,7 @@ class Comparison:
             self.fleet.want([system])
             work = self.workload(f"{self.settings.seed}/{seed}", factor)
             server = self.fleet.servers[system.key]
-            found = capacity.capacity(server, work, seed=seed, vocab=self.vocab)
+            found = capacity.capacity(server, work, seed=seed, vocab=self.ground.vocab)
             reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
             return found
 
@@ -175,9 +141,7 @@ class Comparison:
     def _digest(self) -> str:
         s = self.settings
         ranks = "+".join(map(str, s.ranks))
-        return (
-            f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
-        )
+        return f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.ground.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
 
     def _choose(
         self, name: str, candidates: Sequence[systems.System], rate: float, factor: float
@@ -214,8 +178,9 @@ class Comparison:
             steps=steps,
             spread=self.spread(work),
             seed=seed,
-            vocab=self.vocab,
+            vocab=self.ground.vocab,
             repeat=repeat,
+            settle=runner.QUICK_SETTLE if self.settings.quick else runner.SETTLE,
         )
 
     def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
@@ -278,12 +243,12 @@ class Comparison:
         factor = self.settings.factors[-1]
         loads = self.loads(factor, (ABLATION_LOAD,))[-1:]
         terms, found = list(TERMS), []
-        plain = self._make("elora")
+        plain = self.ground.make("elora")
         self.fleet.keep([plain.key])
         for start in range(0, len(terms), ABLATIONS_AT_ONCE):
             group, labels = [plain], {plain.key: f"elora#{start}"}
             for term in terms[start : start + ABLATIONS_AT_ONCE]:
-                made = self._make("elora", None, [term])
+                made = self.ground.make("elora", None, [term])
                 made = systems.System(f"elora-without-{term}", None, made.flags)
                 group.append(made)
                 labels[made.key] = made.name
@@ -293,7 +258,7 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Everything; servers are ended whatever happens."""
-        self.prepare()
+        self.ground.prepare()
         try:
             cells = self.cells()
             ablations = self.ablations() if self.settings.ablate else []
@@ -310,8 +275,8 @@ class Comparison:
                 for factor, chosen in self.chosen.items()
             },
             "capacities": self.capacities,
-            "link_gbps": self.link_gbps,
-            "prefill_s_per_token": self.prefill_s,
+            "link_gbps": self.ground.link_gbps,
+            "prefill_s_per_token": self.ground.prefill_s,
             "profile": asdict(self.settings.gpu),
             "budget": asdict(self.budget),
             "settings": {

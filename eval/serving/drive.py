@@ -45,7 +45,8 @@ class Record:
         return self.sent + self.ttft + self.tpot * max(0, len(self.output_ids) - 1)
 
 
-def _host_tokens(answer: client.Answer) -> int:
+def host_tokens(answer: client.Answer) -> int:
+    """Tokens of the prompt that came from the host."""
     return sum(value for tier, value in answer.cached_on.items() if tier != "device")
 
 
@@ -161,7 +162,7 @@ class _Run:
                     answer.tpot,
                     len(tokens),
                     answer.cached_tokens,
-                    _host_tokens(answer),
+                    host_tokens(answer),
                     answer.output_ids,
                 )
             )

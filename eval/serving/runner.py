@@ -20,7 +20,7 @@ from elora_sglang.eval.serving.chat import Workload
 from elora_sglang.eval.serving.systems import STOCK, Budget, System, require_hooks
 
 BOOTS_AT_ONCE = 2
-SETTLE = 3.0  # seconds after a change of the rate that are not measured
+SETTLE, QUICK_SETTLE = 3.0, 2.0  # seconds after a change of the rate that are not measured
 
 
 @dataclass
@@ -167,6 +167,7 @@ def measure(
     seed: str,
     vocab: int,
     repeat: int = 0,
+    settle: float = SETTLE,
 ) -> list[dict[str, Any]]:
     """One cell a step: the caches emptied, the traffic served, the figures; the server is stopped again.
 
@@ -190,7 +191,7 @@ def measure(
             [model.name(i) for i in range(workload.adapters)],
             steps=steps,
             spread=spread,
-            settle=SETTLE,
+            settle=settle,
             seed=seed,
             vocab=vocab,
             hints=running.system.name.endswith("+hints"),

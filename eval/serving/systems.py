@@ -15,7 +15,11 @@ NAMES = STOCK + ELORA
 #: Shares of the device memory that the tuning pass gives to adapters: as slot buffers, or as ``static``'s share.
 SHARES, QUICK_SHARES = (0.2, 0.35, 0.5), (0.3, 0.5)
 HICACHE_HOOKS = ("hicache_streams", "hicache_memory", "hicache_load", "hicache_save")
-BASELINE_HOOKS = ("adapter_copy", "overlap_loader", "report", *HICACHE_HOOKS)
+RECORD_HOOKS = tuple(
+    f"record_{name}"
+    for name in ("match", "insert", "lock", "unlock", "evict", "evict_host", "backup", "load_back", "reset")
+)
+BASELINE_HOOKS = ("adapter_copy", "overlap_loader", "report", *HICACHE_HOOKS, *RECORD_HOOKS)
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,11 @@ class Gauges:
         return {name: total / self._weight for name, total in self._sums.items()} if self._weight else {}
 
 
-def summarize(outcome: Outcome, cache: UnifiedCache, gauges: Gauges, warmup_s: float) -> dict[str, Any]:
-    """Times in seconds, hit rates as shares, bytes; of requests that were due after ``warmup_s``."""
-    reqs = [req for req in outcome.ended if req.due >= warmup_s]
+def summarize(
+    outcome: Outcome, cache: UnifiedCache, gauges: Gauges, warmup_s: float, *, by_arrival: bool = False
+) -> dict[str, Any]:
+    """Times in seconds, hit rates as shares, bytes; of requests that were due, or arrived, after ``warmup_s``."""
+    reqs = [req for req in outcome.ended if (req.arrived if by_arrival else req.due) >= warmup_s]
     ttft = sorted(req.ttft for req in reqs)
     tpot = sorted(req.tpot for req in reqs if req.answer_tokens > 1)
     prompt = sum(req.prompt_tokens for req in reqs) or 1

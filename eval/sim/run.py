@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from elora_sglang.eval.sim.clairvoyant import Clairvoyant
 from elora_sglang.eval.sim.future import Future, Outlook
+from elora_sglang.eval.sim.limit import Limit
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.results import Gauges, summarize
 from elora_sglang.eval.sim.server import Outcome, Server
@@ -38,6 +40,8 @@ def simulate(
     hints: HintQuality | None = None,
     audit: bool = False,
     future: Future | None = None,
+    limit: Limit | None = None,
+    until_s: float | None = None,
     **knobs: Any,
 ) -> Run:
     """Serve the workload to its end; deterministic.
@@ -45,6 +49,10 @@ def simulate(
     Args:
         audit: check the books at the end (slow on large trees).
         future: of this workload; for ``clairvoyant``, which cannot do without.
+        until_s: what would arrive later does not come, and what is counted is what arrived after the warm-up. So the
+            load is the same to the end, where it would fade out with the last sessions; but systems that answer
+            sessions at different times are counted on different turns. Without it, on the same.
+        limit: raises OverLimitError as soon as the run is seen to end above it.
         others: as elsewhere.
     """
     traffic = Traffic(workload, block_tokens, hints, None if future is None else future.ids)
@@ -59,7 +67,10 @@ def simulate(
         cache = system.cache(setting, **knobs)
     gauges = Gauges(cache)
     server = Server(machine, cache, block_tokens, observe=gauges.watch)
-    outcome = server.run(traffic.arrivals(), traffic.follow_up)
+    if limit is not None:
+        server.watch(limit.look)
+    outcome = server.run(traffic.arrivals(), traffic.follow_up, math.inf if until_s is None else until_s)
     if audit:
         cache.audit()
-    return Run(summarize(outcome, cache, gauges, warmup_s), outcome, cache, gauges)
+    figures = summarize(outcome, cache, gauges, warmup_s, by_arrival=until_s is not None)
+    return Run(figures, outcome, cache, gauges)

@@ -7,6 +7,7 @@ running requests decode one step. Steps in which nothing can happen are taken to
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -58,6 +59,7 @@ class Server:
     ) -> None:
         self.machine, self.cache, self.block_tokens = machine, cache, block_tokens
         self._reserve, self._observe = reserve, observe
+        self._watch: Callable[[Server], None] | None = None
         self.now = 0.0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -65,18 +67,24 @@ class Server:
         self._partial: list[Request] = []
         self.outcome = Outcome()
 
+    def watch(self, look: Callable[[Server], None]) -> None:
+        """``look`` is called after each batch; what it raises ends the run."""
+        self._watch = look
+
     def run(
         self,
         arrivals: Iterator[Request],
         follow_up: Callable[[Request], Request | None] | None = None,
+        until: float = math.inf,
     ) -> Outcome:
         """Serve requests until none are left.
 
         Args:
             arrivals: in order of ``arrived``.
             follow_up: the next turn of a request that ended, with its arrival; None where there is none.
+            until: what would arrive later does not come.
         """
-        coming = _Arrivals(arrivals)
+        coming = _Arrivals(itertools.takewhile(lambda req: req.arrived < until, arrivals))
         while True:
             for req in coming.due(self.now):
                 self._arrive(req)
@@ -95,10 +103,12 @@ class Server:
             self.outcome.iterations += 1
             for req in self._take_ended():
                 following = follow_up(req) if follow_up is not None else None
-                if following is not None:
+                if following is not None and following.arrived < until:
                     coming.push(following)
             if self._observe is not None:
                 self._observe(self.now)
+            if self._watch is not None:
+                self._watch(self)
         self.outcome.finished_at = self.now
         return self.outcome
 

@@ -9,6 +9,7 @@ import pytest
 
 from elora_sglang.eval import reporting
 from elora_sglang.eval.cli import build_parser
+from elora_sglang.eval.provenance import command
 
 
 def _finish(argv: list[str], *, ok: bool) -> int:
@@ -28,6 +29,8 @@ def _finish(argv: list[str], *, ok: bool) -> int:
 def test_json_is_one_object_with_aims_beside_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert _finish(["--json"], ok=False) == 0
     parsed = json.loads(capsys.readouterr().out)
+    run = parsed.pop("run")
+    assert {"date", "command", "hardware", "versions"} <= set(run) and run["versions"]["sglang"]
     assert parsed == {"aims": [{"name": "speed", "value": 2.0, "aim": 1.0, "ok": False}], "seed": 3}
 
 
@@ -43,10 +46,17 @@ def test_strict_turns_a_missed_aim_into_the_exit_status(ok: bool, status: int) -
     assert _finish(["--strict"], ok=ok) == status
 
 
-def test_data_cannot_hide_the_aims() -> None:
+@pytest.mark.parametrize("key", ["aims", "run"])
+def test_data_cannot_hide_the_aims_or_where_it_comes_from(key: str) -> None:
     args = argparse.Namespace(json=True, strict=False)
-    with pytest.raises(ValueError, match="aims"):
-        reporting.finish(args, title="", header=[], rows=[], aims=[], data={"aims": []})
+    with pytest.raises(ValueError, match=key):
+        reporting.finish(args, title="", header=[], rows=[], aims=[], data={key: []})
+
+
+def test_the_command_of_a_result_holds_no_path_of_this_machine() -> None:
+    argv = ["/home/somebody/elora_sglang/eval/__main__.py", "live", "--compare", "stock,elora"]
+    assert command(argv) == "python -m elora_sglang.eval live --compare stock,elora"
+    assert command(["/usr/bin/elora-eval", "micro"]) == "elora-eval micro"
 
 
 def test_commands_are_found_by_being_there() -> None:

@@ -76,3 +76,34 @@ def test_live_results_are_drawn(tmp_path: Path) -> None:
     text = (tmp_path / "index.html").read_text()
     rows = len(json.loads(results.read_text())["cells"]) // 3  # repeats
     assert text.count("<td>2x, ") >= rows and "Mean TTFT over rate" in text
+
+
+def test_tables_of_other_commands_are_shown(tmp_path: Path) -> None:
+    cells = [
+        {"name": name, "rate_asked": rate, "repeat": 0, "summary": {"ttft_mean": 0.1 * rate}}
+        for name in ("stock", "elora")
+        for rate in (1.0, 2.0)
+    ]
+    data = {
+        "run": {"commit": "abc", "versions": {"sglang": "0.5.23"}},
+        "title": "Live servers on chat",
+        "tables": [
+            {
+                "title": "chat: TTFT over rate, 30 s a run",
+                "header": ["system", "TTFT"],
+                "rows": [["stock", "1"]],
+            },
+            {
+                "title": "Mooncake conversations",
+                "header": ["% of the way", "2%"],
+                "rows": [["elora", "40 ± 5"]],
+            },
+        ],
+        "cells": cells,
+    }
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(data))
+    assert main(["report", str(path), "--out", str(tmp_path / "page")]) == 0
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "Live servers on chat" in text and "40 ± 5" in text and "abc" in text
+    assert len(list((tmp_path / "page").glob("*.png"))) == 2

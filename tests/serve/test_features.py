@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import live
@@ -139,3 +143,22 @@ def test_metrics_are_exported(server: live.LiveServer) -> None:
     text = server.get("/metrics").text
     assert "sglang:evicted_tokens_total" in text or "sglang:cache_hit_rate" in text
     assert state(server)["audit_faults"] == 0
+
+
+def test_sglangs_own_benchmark_client_works(server: live.LiveServer, tmp_path: Path) -> None:
+    """``python -m sglang.benchmark.serving`` with its LoRA flags, as users run it against stock SGLang."""
+    out = tmp_path / "out.jsonl"
+    assert server.post("/flush_cache").status == 200
+    before = state(server)["adapter_loads"]
+    command = [
+        sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang",
+        "--base-url", server.url, "--dataset-name", "random-ids", "--num-prompts", "12",
+        "--random-input-len", "48", "--random-output-len", "6", "--request-rate", "8", "--seed", "1",
+        "--lora-name", "sql", "french", "legal", "--lora-request-distribution", "distinct",
+        "--output-file", str(out), "--disable-tqdm",
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads(out.read_text().splitlines()[-1])
+    assert result["completed"] == 12 and result["mean_ttft_ms"] > 0
+    assert state(server)["adapter_loads"] >= before + 3, "the requests were for three adapters"

@@ -1,7 +1,7 @@
 """ELORA's own score: for KV and adapters alike, the seconds that keeping a byte is expected to save.
 
-``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / H)`` at every use; H is twice the
-median gap between the turns of conversations, learned (:mod:`~elora_sglang.core.reuse_clock`).
+``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / 8 H)`` at every use; H is twice
+the median gap between the turns of conversations, learned (:mod:`~elora_sglang.core.reuse_clock`).
 The way back of a node with a complete host copy is the load, of KV without one its recomputing, of an adapter
 without one its file; on the host a copy is worth what it saves over doing without. An adapter is never less probable
 than the KV below it; it counts more while requests wait for it, and while fewer adapters are on the device

@@ -1,0 +1,48 @@
+"""sglang#13349 in simulated time: eight adapters, then sixteen, with the memory of eight buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elora_sglang.eval.sim import machine as machines
+from elora_sglang.eval.sim import systems
+from elora_sglang.eval.sim.run import simulate
+from elora_sglang.eval.workloads import create
+
+MACHINE, BLOCK = "h800-llama-8b", 64
+#: Slot buffers of the slotted systems there.
+SLOTS = 8
+SYSTEMS = ("stock", "stock-overlap", "hicache", "elora")
+
+
+def measure(rate: float, duration_s: float) -> dict[str, Any]:
+    """TTFT in seconds over 8 adapters and over 16, by system."""
+    machine = machines.load(MACHINE)
+    workload = create("burst", ranks="32", rate=rate, duration_s=duration_s, seed=1)
+    slot = machine.kv_bytes_per_token * BLOCK
+    found = {}
+    for name in SYSTEMS:
+        system = systems.systems()[name]
+        knobs: dict[str, Any] = {"slots": SLOTS} if system.knob == "slots" else {}
+        run = simulate(
+            workload,
+            system,
+            machine,
+            block_tokens=BLOCK,
+            device_slots=int(machine.device_bytes // slot),
+            host_slots=int(machine.host_bytes // slot),
+            **knobs,
+        )
+        times = {
+            "8": sorted(req.ttft for req in run.outcome.ended if req.due < duration_s / 2),
+            "16": sorted(req.ttft for req in run.outcome.ended if req.due >= duration_s / 2),
+        }
+        found[name] = {
+            part: {
+                "mean": sum(values) / len(values),
+                "p50": values[len(values) // 2],
+                "requests": len(values),
+            }
+            for part, values in times.items()
+        }
+    return found

@@ -1,0 +1,129 @@
+"""How much of the way from LRU to the clairvoyant reference a policy goes on a real trace.
+
+Policies were tuned on a third of the sessions (``simulate --sample 0.33``); those are left out. Of the others several
+samples of sessions are drawn, so what is reported has an interval over sessions, not over requests.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from elora_sglang.eval.sim import machine as machines
+from elora_sglang.eval.sim import systems
+from elora_sglang.eval.sim.bound import lower_bound
+from elora_sglang.eval.sim.future import foresee
+from elora_sglang.eval.sim.run import simulate
+from elora_sglang.eval.sim.traffic import HintQuality
+from elora_sglang.eval.workloads import figures
+from elora_sglang.eval.workloads.draws import uniform
+from elora_sglang.eval.workloads.model import Workload
+from elora_sglang.eval.workloads.traces import open_trace
+from elora_sglang.eval.workloads.transforms import filtered
+
+MACHINE, BLOCK = "h800-llama-8b", 512
+ADAPTERS, SKEW, DRIFT_S, SEED = 100, 0.9, 600.0, 0
+#: Device memory as a share of the footprint; host over device, None: endless.
+MEMORIES, HOSTS = (0.02, 0.05, 0.1), (4.0, None)
+#: Recall and false positives of session-end hints.
+HINTS = ((0.0, 0.0), (0.75, 0.0), (1.0, 0.0), (0.75, 0.1))
+#: Share of sessions that policies were tuned on; samples of the others, and the share of them in each.
+TUNED, SAMPLES, SHARE = 0.33, 4, 0.5
+ENDLESS = 10**12
+WARMUP_S = 600.0
+POLICIES = ("lru", "lfu", "gdsf", "arc", "paper", "elora", systems.CLAIRVOYANT)
+
+
+def held_out(trace: Path, number: int) -> Workload:
+    """Sample ``number`` of the sessions that no policy was tuned on."""
+    whole = open_trace(str(trace), adapters=ADAPTERS, skew=SKEW, drift_s=DRIFT_S, seed=SEED)
+    return filtered(
+        whole,
+        lambda s: uniform("sample", SEED, s.id) >= TUNED and uniform("held-out", number, s.id) < SHARE,
+        held_out=number,
+    )
+
+
+def measure(trace: Path, memory: float, host: float | None, number: int) -> dict[str, Any]:
+    """Seconds to restore by every policy, by ``elora`` with hints, by the clairvoyant reference, and the bound."""
+    machine = machines.load(MACHINE)
+    workload = held_out(trace, number)
+    found = figures.measure(workload, BLOCK)
+    if found is None:
+        raise ValueError(f"{trace}: sample {number} has no sessions; give a longer trace")
+    slots = {a.name: machine.adapter_slots(a.rank, BLOCK) for a in workload.header.adapters}
+    device = int(memory * (found.distinct_tokens // BLOCK + sum(slots.values())))
+    host_slots = ENDLESS if host is None else int(host * device)
+    future = foresee(workload, BLOCK)
+    runs: dict[str, Any] = {}
+    jobs = [(name, 0.0, 0.0) for name in POLICIES]
+    jobs += [("elora", recall, false) for recall, false in HINTS[1:]]
+    for name, recall, false in jobs:
+        values = simulate(
+            workload,
+            systems.systems()[name],
+            machine,
+            block_tokens=BLOCK,
+            device_slots=device,
+            host_slots=host_slots,
+            warmup_s=WARMUP_S,
+            hints=HintQuality(recall, false, seed=1),
+            future=future,
+        ).figures
+        runs[label(name, recall, false)] = {
+            key: values[key] for key in ("restore_s", "ttft", "kv_hits", "refused", "requests")
+        }
+    bound = lower_bound(
+        future, machine.costs(BLOCK), slots, device_slots=device, host_slots=host_slots, warmup_s=WARMUP_S
+    )
+    return {
+        "memory": memory,
+        "host": host,
+        "sample": number,
+        "device_slots": device,
+        "bound_s": bound.least,
+        "systems": runs,
+    }
+
+
+def label(name: str, recall: float = 0.0, false: float = 0.0) -> str:
+    """Of one run."""
+    if not recall and not false:
+        return name
+    return f"{name}, hints {100 * recall:.0f}/{100 * false:.0f}"
+
+
+def closed(result: dict[str, Any], name: str) -> float:
+    """Share of the way from LRU's cost to the clairvoyant's that a run closes."""
+    cost = {key: values["restore_s"] for key, values in result["systems"].items()}
+    return float((cost["lru"] - cost[name]) / (cost["lru"] - cost[systems.CLAIRVOYANT]))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and the half width of its 95 % interval (t distribution); 0 for one value."""
+    if len(values) < 2:
+        return values[0], 0.0
+    width = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(width)
+
+
+def rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A header, and a row a run: % of the gap closed, with its interval, for each size of memory."""
+    places = list(dict.fromkeys((one["memory"], one["host"]) for one in results))
+    names = [name for name in results[0]["systems"] if name not in ("lru", systems.CLAIRVOYANT)]
+    header = ["% of the way from LRU to clairvoyant"]
+    header += [f"{memory:.0%}, host {'endless' if host is None else f'{host:g}x'}" for memory, host in places]
+    table = []
+    for name in names:
+        row = [name]
+        for place in places:
+            found = [closed(one, name) for one in results if (one["memory"], one["host"]) == place]
+            middle, width = interval(found)
+            row.append(f"{100 * middle:.0f} ± {100 * width:.0f}")
+        table.append(row)
+    return header, table

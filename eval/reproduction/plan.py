@@ -1,0 +1,94 @@
+"""Everything that ``reproduce`` runs, as named tasks that finish by themselves and can be cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.core.policy import policy_names
+from elora_sglang.eval.reproduction import burst, gap, overhead
+from elora_sglang.eval.reproduction.scene import Scene, Turns, measure
+from elora_sglang.eval.sim import systems
+
+MODELS = ("h800-llama-8b", "h800-llama-34b", "h800-llama-70b")
+ADAPTERS = (20, 50, 100)
+WORKLOADS = ("chat", "translation", "agents")
+CENTRE = Scene("h800-llama-34b", "chat", 50)
+SKEWS, MANY = (0.0, 0.6, 1.2), (1000, 2000)
+DRIFTS_S = (60.0, 0.0)
+ABLATION_LOADS = (0.5, 0.8)
+#: Shares of ELORA's peak.
+SWEEP = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+#: The burst as it was reported, and at half its rate for longer, where no system lacks the time to decode.
+BURSTS = ((4.0, 50.0), (2.0, 400.0))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell on disk: its key, and how to compute it."""
+
+    key: tuple[object, ...]
+    work: Callable[[], dict[str, Any]]
+
+    @property
+    def kind(self) -> str:
+        """What it belongs to."""
+        return str(self.key[0])
+
+    @property
+    def name(self) -> str:
+        """For a progress bar."""
+        return " ".join(str(part) for part in self.key[:4])
+
+
+def policies() -> list[str]:
+    """All policies by their public names."""
+    return [name.replace("_", "-") for name in policy_names()]
+
+
+def tasks(turns: Turns, trace: Path | None) -> Iterator[Task]:
+    """All tasks, the most telling first. ``trace``: conversations for the gaps, which are left out without it."""
+    sizes = (turns.reported, turns.search)
+
+    def scene_task(kind: str, scene: Scene, **how: Any) -> Task:
+        return Task(
+            (kind, *scene.key(), *sizes, *map(str, how.values())), lambda: measure(scene, turns, **how)
+        )
+
+    others = ("stock-overlap", "vllm-offload", *(name for name in policies() if name != "elora"))
+    yield scene_task("centre", CENTRE, loads=(0.7,), beside=others, sweep=SWEEP)
+    parts = ("lru", *(name for name in systems.systems() if name.startswith(systems.WITHOUT)))
+    yield scene_task("ablations", CENTRE, baselines=("hicache",), loads=ABLATION_LOADS, beside=parts)
+    small = Scene(MODELS[0], "chat", 100)
+    yield scene_task("ablations", small, baselines=("hicache",), loads=ABLATION_LOADS, beside=parts)
+    if trace is not None:
+        for memory in gap.MEMORIES:
+            for host in gap.HOSTS:
+                for number in range(gap.SAMPLES):
+                    yield Task(
+                        ("gap", trace.name, memory, host, number),
+                        partial(gap.measure, trace, memory, host, number),
+                    )
+    for machine in MODELS:
+        for workload in WORKLOADS:
+            for adapters in ADAPTERS:
+                yield scene_task("grid", Scene(machine, workload, adapters))
+    for adapters in MANY:
+        yield scene_task("many", Scene(MODELS[0], "chat", adapters), baselines=("vllm", "hicache"))
+    for skew in SKEWS:
+        scene = Scene(MODELS[0], "chat", 100, skew=skew)
+        yield scene_task("skew", scene, baselines=("vllm", "hicache"), loads=(0.7,))
+    for drift_s in DRIFTS_S:
+        scene = Scene(MODELS[0], "chat", 100, drift_s=drift_s)
+        yield scene_task("drift", scene, baselines=("vllm", "hicache"), loads=(0.7,))
+    for rate, duration_s in BURSTS:
+        yield Task(("burst", rate, duration_s), partial(burst.measure, rate, duration_s))
+    yield Task(("overhead",), overhead.measure)
+
+
+def complete(kinds: set[str]) -> bool:
+    """Whether results of these kinds fill the table of claims."""
+    return {"grid", "ablations", "many", "burst", "overhead"} <= kinds
