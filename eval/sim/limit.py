@@ -20,7 +20,7 @@ class Limit:
 
     Args:
         mean_s: the limit of the mean TTFT, in seconds.
-        warmup_s: what arrived before is not counted.
+        warmup_s: what arrived before and was answered is not counted.
         turns: about how many will be counted.
     """
 
@@ -39,6 +39,7 @@ class Limit:
             if req.arrived >= self._warmup_s:
                 self._sum += req.ttft
         self._seen = len(ended)
-        waiting = sum(server.now - req.arrived for req in server.waiting if req.arrived >= self._warmup_s)
+        # Those of the warm-up delay the others: a queue that long does not go away below the limit.
+        waiting = sum(server.now - req.arrived for req in server.waiting)
         if self._sum + waiting > self._most:
             raise OverLimitError

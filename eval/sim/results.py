@@ -29,7 +29,7 @@ class Gauges:
     """
 
     cache: UnifiedCache
-    every_s: float = 0.5
+    every_s: float = 2.0
     residents_every_s: float = 5.0
 
     def __post_init__(self) -> None:

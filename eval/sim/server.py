@@ -200,9 +200,13 @@ class Server:
     def _decode(self, next_arrival: float | None) -> None:
         running, machine, block = self.running.copy(), self.machine, self.block_tokens
         ranks = sum({req.adapter: req.lora_rank for req in running}.values())
-        context = sum(req.tokens for req in running)
+        context, steps = 0, running[0].answer_tokens
+        for req in running:
+            context += req.prompt_tokens + req.made
+            left = req.answer_tokens - req.made
+            if left < steps:
+                steps = left
         step = machine.step(len(running), context, ranks)
-        steps = min(req.answer_tokens - req.made for req in running)
         grown = step + len(running) * machine.step_context_s * steps / 2  # contexts grow while they run
         horizon = [
             t for t in (next_arrival, self.cache.next_event() if self.waiting else None) if t is not None
@@ -210,12 +214,12 @@ class Server:
         if horizon:
             steps = max(1, min(steps, math.ceil((min(horizon) - self.now) / grown)))
         steps = max(steps, 1)
-        needed = [(req, _new_slots(req.tokens, steps, block)) for req in running]
-        while steps > 1 and sum(slots for _, slots in needed) > self.cache.room():
+        needed, total = _growth(running, steps, block)
+        while steps > 1 and total > self.cache.room():
             steps //= 2
-            needed = [(req, _new_slots(req.tokens, steps, block)) for req in running]
+            needed, total = _growth(running, steps, block)
         for req, slots in needed:
-            while slots and req.cache and not self.cache.grow(req, slots):
+            while req.cache and not self.cache.grow(req, slots):
                 self._retract()
         for req in self.running:
             req.made += steps
@@ -246,9 +250,19 @@ class Server:
         return ended
 
 
-def _new_slots(tokens: int, steps: int, block: int) -> int:
-    """Slots that ``steps`` more tokens need; the one that a prompt's last block leaves room for is there."""
-    return -(-(tokens + steps) // block) - -(-(tokens) // block)
+def _growth(running: list[Request], steps: int, block: int) -> tuple[list[tuple[Request, int]], int]:
+    """Who needs how many slots for ``steps`` more tokens, and how many in all.
+
+    The slot that a prompt's last block leaves room for is there.
+    """
+    needed, total = [], 0
+    for req in running:
+        tokens = req.prompt_tokens + req.made
+        slots = -(-(tokens + steps) // block) - -(-tokens // block)
+        if slots:
+            needed.append((req, slots))
+            total += slots
+    return needed, total
 
 
 class _Arrivals:

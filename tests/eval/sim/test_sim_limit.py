@@ -30,5 +30,7 @@ def test_a_run_within_the_limit_gives_the_same_figures() -> None:
     assert run(Limit(free.figures["ttft"]["mean"], 0.0, 100)).figures == free.figures
 
 
-def test_what_arrived_in_the_warm_up_does_not_count() -> None:
-    assert run(Limit(0.01, 5.0, 100)).figures["requests"] == 100
+def test_what_was_answered_in_the_warm_up_does_not_count() -> None:
+    with pytest.raises(OverLimitError):
+        run(Limit(1.5, 0.0, 100))
+    assert run(Limit(1.5, 5.0, 100)).figures["requests"] == 100
