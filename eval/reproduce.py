@@ -42,6 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--search-turns", type=int, default=Turns().search, help="of a step of a search (default %(default)s)"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
+    parser.add_argument("--finished", action="store_true", help="show what is finished, compute nothing")
     parser.add_argument("--only", metavar="KINDS", help="only these kinds of tasks, by comma")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -71,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
     unknown = (wanted or set()) - {task.kind for task in tasks}
     if unknown:
         raise SystemExit(f"reproduce: --only {', '.join(sorted(unknown))}: no such kind of task")
-    found = compute(tasks, State(args.state), args.jobs)
+    state = State(args.state)
+    if args.finished:
+        tasks = [task for task in tasks if state.has(*task.key)]
+    found = compute(tasks, state, args.jobs)
     results: claims.Results = {}
     for task, result in zip(tasks, found, strict=True):
         results.setdefault(task.kind, []).append(result)
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         rows=first.rows,
         more=more,
         aims=aims(results),
-        data={"tables": [asdict(one) for one in shown], "reproduction": results},
+        data={"finished": len(tasks), "tables": [asdict(one) for one in shown], "reproduction": results},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,8 @@ DRIFTS_S = (60.0, 0.0)
 ABLATION_LOADS = (0.5, 0.8)
 #: Shares of ELORA's peak.
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
-#: The burst as it was reported, and at half its rate for longer, where no system lacks the time to decode.
-BURSTS = ((4.0, 50.0), (2.0, 400.0))
+#: The burst as it was reported, and for longer.
+BURSTS = ((4.0, 50.0), (4.0, 400.0))
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def tasks(turns: Turns, trace: Path | None) -> Iterator[Task]:
                         ("gap", trace.name, memory, host, number),
                         partial(gap.measure, trace, memory, host, number),
                     )
-    for machine in MODELS:
-        for workload in WORKLOADS:
-            for adapters in ADAPTERS:
-                yield scene_task("grid", Scene(machine, workload, adapters))
+    grid = [Scene(*place) for place in itertools.product(MODELS, WORKLOADS, ADAPTERS)]
+    near = [scene for scene in grid if distance(scene, CENTRE) < 2]
+    for scene in near:
+        yield scene_task("grid", scene)
     for adapters in MANY:
         yield scene_task("many", Scene(MODELS[0], "chat", adapters), baselines=("vllm", "hicache"))
     for skew in SKEWS:
@@ -87,6 +88,14 @@ def tasks(turns: Turns, trace: Path | None) -> Iterator[Task]:
     for rate, duration_s in BURSTS:
         yield Task(("burst", rate, duration_s), partial(burst.measure, rate, duration_s))
     yield Task(("overhead",), overhead.measure)
+    for scene in grid:
+        if scene not in near:
+            yield scene_task("grid", scene)
+
+
+def distance(one: Scene, other: Scene) -> int:
+    """In how many of model, workload and adapters two scenes differ."""
+    return sum(getattr(one, name) != getattr(other, name) for name in ("machine", "workload", "adapters"))
 
 
 def complete(kinds: set[str]) -> bool:

@@ -113,10 +113,16 @@ class SlottedCache(UnifiedCache):
         return self._there[name] > req.arrived and not self._users.get(name)
 
     def _victim(self) -> str | None:
-        """The buffer to fill next: an empty one (``""``), or the least recently used that nobody uses."""
+        """The buffer to fill next: an empty one (``""``), or the least recently used that nobody uses.
+
+        What is on its way stays (SGLang's overlap loader counts it as used); what has come may go before it was used.
+        """
         if len(self._there) < self._slots:
             return ""
-        return next((name for name in self._there if not self._users.get(name)), None)
+        for name in self._there:
+            if not self._users.get(name) and self._loading.get(name, 0.0) <= self.now:
+                return name
+        return None
 
     def _start_loading(self, name: str) -> bool:
         victim = self._victim()
