@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 class SlottedCache(UnifiedCache):
     """``slots`` buffers of the largest rank for adapters, least recently used out; the rest of the device for KV.
 
-    Every adapter has a copy in host memory of its own, beside the host tier of KV, as in the systems this stands for.
+    Adapters have copies in host memory of their own, beside the host tier of KV, as in the systems this stands for;
+    what does not fit there is read from its file again, least recently used out.
 
     Args:
+        adapter_host_slots: host memory for copies of adapters.
         slots: adapter buffers; as many adapters can run at once.
         overlap: loads go on while others run, and a request waits for its own; else the batch waits for them.
         others: as for :class:`UnifiedCache`.
@@ -40,6 +42,7 @@ class SlottedCache(UnifiedCache):
         host_slots: int,
         policy: str,
         settings: SwapSettings,
+        adapter_host_slots: int,
         slots: int,
         overlap: bool,
     ) -> None:
@@ -58,6 +61,13 @@ class SlottedCache(UnifiedCache):
         self._there: dict[str, float] = {}
         self._users: dict[str, int] = {}
         self._loading: dict[str, float] = {}
+        #: Adapters with a copy in host memory, least recently loaded first, and what they take.
+        self._copies: dict[str, int] = {}
+        self._copied, self._most_copied = 0, adapter_host_slots
+        for name, size in self._real_sizes.items():
+            if self._copied + size <= adapter_host_slots:
+                self._copies[name] = size
+                self._copied += size
         super().__init__(
             machine,
             block_tokens,
@@ -132,11 +142,23 @@ class SlottedCache(UnifiedCache):
             del self._there[victim]
             self._loading.pop(victim, None)
         size = self._real_sizes[name] * self.costs.slot_bytes
-        arrives = self.loads.start(self.now, size) + self.machine.slot_load_s
+        read = self.now if self._copy(name) else self.disk.start(self.now, size)
+        arrives = self.loads.start(read, size) + self.machine.slot_load_s
         self.loads.free_at = arrives  # stock's loads go one after the other, copies and all
         self._loading[name] = arrives
         self._there[name] = self.now
         return True
+
+    def _copy(self, name: str) -> bool:
+        """Whether host memory had a copy of the adapter; it has one from now on, if it can."""
+        size = self._copies.pop(name, 0)
+        had, size = bool(size), size or self._real_sizes[name]
+        if not had:
+            while self._copies and self._copied + size > self._most_copied:
+                self._copied -= self._copies.pop(next(iter(self._copies)))
+            self._copied += size
+        self._copies[name] = size
+        return had
 
     @property
     def active(self) -> bool:

@@ -88,6 +88,7 @@ def _slotted(setting: Setting, *, host: bool, overlap: bool, slots: int | None =
     adapters = sum(setting.machine.adapter_slots(r, setting.block_tokens) for r in setting.adapters.values())
     # Their adapters have copies in host memory as well: the same bytes for all.
     host_slots = max(setting.host_slots - adapters, 0) if host else 0
+    copies = min(adapters, setting.host_slots) if setting.host_slots else adapters
     return SlottedCache(
         setting.machine,
         setting.block_tokens,
@@ -96,6 +97,7 @@ def _slotted(setting: Setting, *, host: bool, overlap: bool, slots: int | None =
         host_slots=host_slots,
         policy="lru",
         settings=SwapSettings(host_slots=host_slots, **_ON_DEMAND),
+        adapter_host_slots=copies,
         slots=used,
         overlap=overlap,
     )
