@@ -66,7 +66,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--working-sets", help="times the device memory, by comma (default 2,4; quick 2)")
     add("--loads", help="shares of a baseline's own capacity, by comma (default 0.5,0.7,0.8; quick 0.7)")
     add("--repeats", type=int, help="interleaved repeats (default 3)")
-    add("--seconds", type=float, help="measured seconds a load (default 60, quick 6)")
+    add("--seconds", type=float, help="measured seconds a load (default 60, quick 5)")
     add(
         "--warmup",
         type=float,
@@ -97,7 +97,7 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
     quick = args.quick
     device = args.device_tokens or (8192 if quick else 16384)
     repeats = args.repeats or 3
-    seconds = args.seconds or (6.0 if quick else 60.0)
+    seconds = args.seconds or (5.0 if quick else 60.0)
     state = args.state.absolute()
     return comparison.Settings(
         names=names,

@@ -20,7 +20,7 @@ from elora_sglang.eval.serving.chat import Workload
 from elora_sglang.eval.serving.systems import STOCK, Budget, System, require_hooks
 
 BOOTS_AT_ONCE = 2
-SETTLE, QUICK_SETTLE = 3.0, 2.0  # seconds after a change of the rate that are not measured
+SETTLE, QUICK_SETTLE = 3.0, 1.5  # seconds after a change of the rate that are not measured
 
 
 @dataclass
