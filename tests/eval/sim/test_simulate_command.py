@@ -95,7 +95,7 @@ def test_a_trace_plays_as_well(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     [
         (["--policies", "lru,best"], "unknown system best; there are: stock,"),
         (["--memory", "half"], "--memory takes numbers by comma, got 'half'"),
-        (["--profile", "h900"], "no machine profile 'h900'; there are: h200-llama-8b"),
+        (["--profile", "h900"], "no machine profile 'h900'; there are: h100x2-llama-8b, h200-llama-8b"),
         (
             ["--policies", "stock", "--memory", "0.0001"],
             "holds no adapter buffer of the largest rank beside KV",
