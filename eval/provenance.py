@@ -27,10 +27,15 @@ def provenance() -> dict[str, object]:
 
 
 def command(argv: list[str]) -> str:
-    """The command line without the path of this machine's interpreter or script."""
+    """The command line without paths of this machine: of the script, and of files named by absolute paths."""
     program = Path(argv[0])
     name = "python -m elora_sglang.eval" if program.name == "__main__.py" else program.name
-    return " ".join([name, *(shlex.quote(word) for word in argv[1:])])
+    return " ".join([name, *(shlex.quote(_without_folder(word)) for word in argv[1:])])
+
+
+def _without_folder(word: str) -> str:
+    flag, equals, value = word.rpartition("=")
+    return f"{flag}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word
 
 
 def hardware() -> str:

@@ -57,6 +57,8 @@ def test_the_command_of_a_result_holds_no_path_of_this_machine() -> None:
     argv = ["/home/somebody/elora_sglang/eval/__main__.py", "live", "--compare", "stock,elora"]
     assert command(argv) == "python -m elora_sglang.eval live --compare stock,elora"
     assert command(["/usr/bin/elora-eval", "micro"]) == "elora-eval micro"
+    argv = ["elora-eval", "reproduce", "--trace", "/data/a b.jsonl", "--state=/tmp/cells", "--set", "turns=6"]
+    assert command(argv) == "elora-eval reproduce --trace 'a b.jsonl' --state=cells --set turns=6"
 
 
 def test_commands_are_found_by_being_there() -> None:
