@@ -62,10 +62,10 @@ def test_more_adapters_than_fit_all_get_answers(server: live.LiveServer, demo: D
         ]
         for future in as_completed(found, timeout=180):
             assert len(future.result()["output_ids"]) == 12
-    after = state(server)
-    assert after["adapter_evictions"] > 0
-    assert after["protected_slots"] == 0
-    assert after["free_slots"] + after["evictable_slots"] == POOL
+    assert state(server)["adapter_evictions"] > 0
+    # An idle server fetches adapters ahead, and what is on its way is protected until it has arrived.
+    wait_until(lambda: state(server)["protected_slots"] == 0)
+    wait_until(lambda: in_use(server) == 0)
 
 
 def test_base_requests_overtake_one_that_waits_for_its_adapter(server: live.LiveServer) -> None:
