@@ -102,7 +102,7 @@ class Fidelity:
         return {
             "setting": system.setting,
             "machine": dataclasses.asdict(machine),
-            "summary": player.summary(records, self.workload, WARMUP * self.seconds),
+            "summary": player.summary(records, player.due(self.workload), WARMUP * self.seconds),
             "order": order(name, record, begin),
         }
 

@@ -20,6 +20,9 @@ WORKLOADS = ("chat", "translation", "agents")
 CENTRE = Scene("h800-llama-34b", "chat", 50)
 SKEWS, MANY = (0.0, 0.6, 1.2), (1000, 2000)
 DRIFTS_S = (60.0, 0.0)
+#: Shares of the profile's memory; an eighth is what a GPU of 24 GB has beside the weights of an 8B model.
+SCARCE = (0.5, 0.25, 0.125)
+SCARCE_BASELINES = ("vllm", "vllm-split", "hicache", "static")
 ABLATION_LOADS = (0.5, 0.8)
 #: Shares of ELORA's peak.
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -63,8 +66,10 @@ def tasks(turns: Turns, trace: Path | None) -> Iterator[Task]:
     yield scene_task("centre", CENTRE, loads=(0.7,), beside=others, sweep=SWEEP)
     parts = ("lru", *(name for name in systems.systems() if name.startswith(systems.WITHOUT)))
     yield scene_task("ablations", CENTRE, baselines=("hicache",), loads=ABLATION_LOADS, beside=parts)
-    small = Scene(MODELS[0], "chat", 100)
-    yield scene_task("ablations", small, baselines=("hicache",), loads=ABLATION_LOADS, beside=parts)
+    scarce = [Scene(MODELS[0], "chat", 100, memory=share) for share in SCARCE]
+    yield scene_task("ablations", scarce[1], baselines=("hicache",), loads=ABLATION_LOADS, beside=parts)
+    for scene in scarce:
+        yield scene_task("scarce", scene, baselines=SCARCE_BASELINES)
     if trace is not None:
         for memory in gap.MEMORIES:
             for host in gap.HOSTS:
@@ -100,4 +105,4 @@ def distance(one: Scene, other: Scene) -> int:
 
 def complete(kinds: set[str]) -> bool:
     """Whether results of these kinds fill the table of claims."""
-    return {"grid", "ablations", "many", "burst", "overhead"} <= kinds
+    return {"grid", "scarce", "ablations", "many", "burst", "overhead"} <= kinds

@@ -26,7 +26,10 @@ PRECISE = 0.08
 #: Share of the first peak at which knobs are tuned.
 TUNING_LOAD = 0.7
 #: ``vllm`` is ``stock`` in this model: buffers of the largest rank, LRU on both, batches wait for loads.
-BASELINES = ("vllm", "s-lora", "hicache")
+BASELINES = ("vllm", "vllm-split", "s-lora", "hicache")
+#: Served at one load of their own only, for what it costs: S-LoRA keeps no KV between turns, so its other loads say the
+#: same; the fixed split is there for its peak and its invalid KV.
+ONE_LOAD = ("vllm-split", "s-lora")
 #: Seconds before a run in which its sessions under way began, and of its warm-up: about twice the mean think time.
 SPANS = {"chat": (600.0, 120.0), "translation": (0.0, 60.0), "agents": (300.0, 60.0)}
 #: Chat thinks for a minute, not for the 160 s of the generator: the paper says nothing of think times, and with these a
@@ -34,8 +37,10 @@ SPANS = {"chat": (600.0, 120.0), "translation": (0.0, 60.0), "agents": (300.0, 6
 THINKING = {"chat": {"think_s": 60.0, "think_most": 600.0}}
 #: A curve ends where the mean TTFT is longer.
 OVERLOADED_S = 10.0
-#: Warm-up never takes more turns than this; at such rates caches are full long before.
+#: Warm-up never takes more turns than this, nor more than are counted; at such rates caches are full long before.
 MOST_WARMUP_TURNS = 4000
+#: A search for a peak begins with a bracket this wide, where another system's peak says where to look.
+STRIDE, NEAR_STRIDE = 2.0, 1.25
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Scene:
         adapters, ranks, skew: of the workload; ``ranks`` as its generator takes them.
         drift_s: seconds between re-draws of who uses what.
         block_tokens: tokens of a slot.
+        memory: device memory for KV and adapters as a share of the profile's: a smaller GPU in the same host.
     """
 
     machine: str
@@ -64,14 +70,15 @@ class Scene:
     skew: float = 0.9
     drift_s: float = 600.0
     block_tokens: int = 64
+    memory: float = 1.0
 
     def key(self) -> tuple[object, ...]:
         """What makes it different from others."""
         return tuple(asdict(self).values())
 
-    def warmup_s(self, rate: float) -> float:
-        """Seconds that are not counted."""
-        return min(SPANS[self.workload][1], MOST_WARMUP_TURNS / rate)
+    def warmup_s(self, rate: float, turns: int) -> float:
+        """Seconds that are not counted before ``turns`` are."""
+        return min(SPANS[self.workload][1], min(MOST_WARMUP_TURNS, turns) / rate)
 
     def traffic(self, rate: float, turns: int, seed: int) -> Workload:
         """About ``turns`` turns at ``rate`` turns a second, and the warm-up before them."""
@@ -79,7 +86,7 @@ class Scene:
         whole = create(
             self.workload,
             rate=rate,
-            duration_s=before_s + self.warmup_s(rate) + turns / rate,
+            duration_s=before_s + self.warmup_s(rate, turns) + turns / rate,
             adapters=self.adapters,
             ranks=self.ranks,
             skew=self.skew,
@@ -97,7 +104,7 @@ class Scene:
         Raises OverLimitError once the mean TTFT is sure to be above ``limit_s``.
         """
         machine, sizes = self._sizes()
-        warmup_s = self.warmup_s(rate)
+        warmup_s = self.warmup_s(rate, turns)
         return simulate(
             self.traffic(rate, turns, seed),
             systems.systems()[name],
@@ -122,7 +129,7 @@ class Scene:
     def _sizes(self) -> tuple[machines.Machine, tuple[int, int]]:
         machine = machines.load(self.machine)
         slot = machine.kv_bytes_per_token * self.block_tokens
-        return machine, (int(machine.device_bytes // slot), int(machine.host_bytes // slot))
+        return machine, (int(self.memory * machine.device_bytes // slot), int(machine.host_bytes // slot))
 
     def knobs(self, name: str) -> list[dict[str, Any]]:
         """The values that a system's knob is tuned over; one empty choice where it has none."""
@@ -136,10 +143,15 @@ class Scene:
         return [{knob: value} for value in values]
 
 
-def peak_of(scene: Scene, name: str, start: float, turns: Turns, **knobs: Any) -> peak.Peak:
+def peak_of(
+    scene: Scene, name: str, start: float, turns: Turns, stride: float = STRIDE, **knobs: Any
+) -> peak.Peak:
     """The peak load of a system on the training workload."""
     return peak.find(
-        lambda rate: scene.mean_ttft(name, rate, turns.search, peak.LIMIT_S, **knobs), start, precise=PRECISE
+        lambda rate: scene.mean_ttft(name, rate, turns.search, peak.LIMIT_S, **knobs),
+        start,
+        precise=PRECISE,
+        stride=stride,
     )
 
 
@@ -153,18 +165,20 @@ def best_knobs(scene: Scene, name: str, rate: float, turns: Turns) -> dict[str, 
     return choices[times.index(least)] if least < float("inf") else choices[len(choices) // 2]
 
 
-def tuned(scene: Scene, name: str, start: float, turns: Turns) -> tuple[dict[str, Any], peak.Peak]:
-    """The best knobs of a system and its peak load with them."""
+def tuned(
+    scene: Scene, name: str, start: float, turns: Turns, stride: float = STRIDE
+) -> tuple[dict[str, Any], peak.Peak]:
+    """The best knobs of a system and its peak load with them; the search starts at ``start`` turns a second."""
     choices = scene.knobs(name)
     middle = choices[len(choices) // 2]
-    first = peak_of(scene, name, start, turns, **middle)
+    first = peak_of(scene, name, start, turns, stride, **middle)
     if len(choices) == 1 or not first.rate:
         return middle, first
     best = best_knobs(scene, name, TUNING_LOAD * first.rate, turns)
     if best == middle:
         return best, first
     # Tuned for a load below the peak, it may bear less than it did: then the middle stays.
-    second = peak_of(scene, name, first.rate, turns, **best)
+    second = peak_of(scene, name, first.rate, turns, NEAR_STRIDE, **best)
     return (best, second) if second.rate >= first.rate else (middle, first)
 
 
@@ -183,18 +197,18 @@ def measure(
     ``beside``: systems and policies to serve at the loads of ``beside_of`` as well; their own peaks nobody asks for.
     ``sweep``: shares of ELORA's peak at which all that have peaks are served, for a curve.
     """
-    start = 4.0
+    start, stride = 4.0, STRIDE
     peaks: dict[str, peak.Peak] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for name in (*baselines, "elora"):
-        chosen[name], peaks[name] = tuned(scene, name, start, turns)
-        start = peaks[name].rate or start
+        chosen[name], peaks[name] = tuned(scene, name, start, turns, stride)
+        if peaks[name].rate:
+            start, stride = peaks[name].rate, NEAR_STRIDE
     for name in beside:
         chosen[name] = best_knobs(scene, name, TUNING_LOAD * peaks[beside_of].rate, turns)
     cells = []
     for base in baselines:
-        # S-LoRA keeps no KV between turns: its other loads would say the same at more cost.
-        for load in loads if base != "s-lora" else (TUNING_LOAD,):
+        for load in loads if base not in ONE_LOAD else (TUNING_LOAD,):
             rate = load * peaks[base].rate
             if not rate:
                 continue

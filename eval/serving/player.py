@@ -7,9 +7,10 @@ place of the answer's piece. So the server sees what the simulator counts.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -31,9 +32,16 @@ def words(piece: Piece, vocab: int) -> tuple[int, ...]:
 
 class _Play:
     def __init__(
-        self, url: str, workload: Workload, names: Sequence[str], vocab: int, told: Callable[[int], None]
+        self,
+        url: str,
+        workload: Workload,
+        names: Sequence[str],
+        vocab: int,
+        told: Callable[[int], None],
+        until_s: float,
     ) -> None:
         self.url, self.workload, self.names, self.vocab = url, workload, names, vocab
+        self.until_s = until_s
         self.records: list[Record] = []
         self.failures: list[str] = []
         self._told = told
@@ -54,6 +62,8 @@ class _Play:
         due = 0.0
         for number, turn in enumerate(session.turns):
             due = turn.at if turn.at is not None else self._now() + (turn.think or 0.0)
+            if due >= self.until_s:
+                return
             await asyncio.sleep(max(0.0, due - self._now()))
             if self.failures:
                 return
@@ -88,8 +98,9 @@ def play(
     *,
     vocab: int,
     told: Callable[[int], None] = lambda answered: None,
+    until_s: float = math.inf,
 ) -> list[Record]:
-    """All turns of the workload, in the order of their answers; ``sent`` in seconds after the start.
+    """The turns of the workload, in the order of their answers; ``sent`` in seconds after the start.
 
     Args:
         url: of the server.
@@ -97,12 +108,13 @@ def play(
         names: of the adapters on the server, by the same index.
         vocab: token ids below it are used.
         told: called after each answer with how many there are.
+        until_s: turns that are due later are not sent; what was sent is answered.
 
     Raises RuntimeError when a request fails.
     """
 
     async def serve() -> list[Record]:
-        run = _Play(url, workload, names, vocab, told)
+        run = _Play(url, workload, names, vocab, told, until_s)
         await run.go()
         if run.failures:
             raise RuntimeError(f"{len(run.failures)} requests failed, the first: {run.failures[0]}")
@@ -120,12 +132,17 @@ def due(workload: Workload) -> dict[str, float]:
     }
 
 
-def summary(records: Sequence[Record], workload: Workload, warmup_s: float) -> dict[str, Any]:
-    """Mean and percentiles of TTFT and TPOT (s), and shares of prompt tokens by tier, of what was due after it.
+def sent(records: Sequence[Record]) -> dict[str, float]:
+    """When each turn was sent, by its key."""
+    return {record.key: record.sent for record in records}
 
-    As :func:`~elora_sglang.eval.sim.results.summarize` counts. Raises ValueError where nothing is left.
+
+def summary(records: Sequence[Record], times: Mapping[str, float], warmup_s: float) -> dict[str, Any]:
+    """Mean and percentiles of TTFT and TPOT (s), and shares of prompt tokens by tier.
+
+    Counted is what ``times`` (:func:`due`, as the simulator counts, or :func:`sent`) puts at ``warmup_s`` or later.
+    Raises ValueError where nothing is left.
     """
-    times = due(workload)
     kept = [record for record in records if times[record.key] >= warmup_s]
     if not kept:
         raise ValueError(f"nothing was due after the warm-up of {warmup_s:g} s")

@@ -13,7 +13,10 @@ from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import player, scaled, systems
 from elora_sglang.eval.serving.ground import Ground
 from elora_sglang.eval.sim import peak
+from elora_sglang.eval.workloads import transforms
 
+#: Seconds before a run in which its sessions under way began.
+BEFORE_S = 30.0
 #: Share of a run's time that is warm-up.
 WARMUP = 0.3
 #: Seeds beside the reported ones: of tuning and of the search for peaks.
@@ -57,15 +60,16 @@ class Sweep:
 
     def _measure(self, system: systems.System, rate: float, seed: int) -> dict[str, Any]:
         budget = self.ground.budget
-        work = scaled.workload(
+        whole = scaled.workload(
             self.workload,
             rate=rate,
-            duration_s=self.seconds,
+            duration_s=BEFORE_S + self.seconds,
             adapters=budget.adapters,
             ranks=budget.ranks,
             seed=seed,
         )
-        turns = sum(len(session.turns) for session in work.sessions())
+        work = transforms.since(whole, BEFORE_S)
+        turns = round(rate * self.seconds)
         running = self.ground.running(system)
         running.go()
         try:
@@ -77,10 +81,11 @@ class Sweep:
                     scaled.adapter_names(budget.adapters),
                     vocab=self.ground.vocab,
                     told=lambda answered: bar.update(),
+                    until_s=self.seconds,
                 )
         finally:
             running.halt()
-        return player.summary(records, work, WARMUP * self.seconds)
+        return player.summary(records, player.sent(records), WARMUP * self.seconds)
 
     def tune(self, rate: float) -> None:
         """The best setting of each system that has one, on the training seed; the others are ended."""

@@ -24,16 +24,18 @@ def find(
     *,
     limit_s: float = LIMIT_S,
     precise: float = 0.05,
+    stride: float = 2.0,
     least: float = 1e-3,
     most: float = 1e4,
 ) -> Peak:
-    """Bracket by doubling and halving from ``start``, then bisect until the bracket is narrower than ``precise``.
+    """Bracket by strides up and down from ``start``, then bisect until the bracket is narrower than ``precise``.
 
     Args:
         mean_ttft: seconds at a rate; asked for about ten rates.
         start: turns a second to begin with; the nearer the fewer runs.
         limit_s: seconds.
         precise: width of the last bracket as a share of its lower end.
+        stride: factor between the first two rates; it grows to 2 until there is a bracket.
         least, most: rates beyond which nothing is tried.
 
     A rate of 0 means that not even ``least`` met the limit. Where TTFT does not rise with the rate everywhere, one
@@ -47,18 +49,19 @@ def find(
         return seconds <= limit_s
 
     low, high = 0.0, None
-    rate = start
+    rate, factor = start, stride
     while least <= rate <= most:
         if meets(rate):
             low = rate
             if high is not None:
                 break
-            rate *= 2
+            rate *= factor
         else:
             high = rate
             if low:
                 break
-            rate /= 2
+            rate /= factor
+        factor = min(factor * factor, max(stride, 2.0))
     while high is not None and low and high > low * (1 + precise):
         middle = (low * high) ** 0.5
         if meets(middle):

@@ -14,6 +14,8 @@ from elora_sglang.eval.sim.unified import UnifiedCache
 from elora_sglang.integration.config import TERMS
 
 CLAIRVOYANT = "clairvoyant"
+#: Share of the memory that a static split gives to adapters.
+SPLIT = 0.2
 #: What names of ablations begin with.
 WITHOUT = "elora-without-"
 
@@ -83,8 +85,12 @@ def _unified(
     )
 
 
-def _slotted(setting: Setting, *, host: bool, overlap: bool, slots: int | None = None) -> SlottedCache:
+def _slotted(
+    setting: Setting, *, host: bool, overlap: bool, slots: int | None = None, share: float = 0.0
+) -> SlottedCache:
     used = slots if slots is not None else slot_counts(setting)[0]
+    if share:
+        used = max(int(share * setting.device_slots // _buffer(setting)), 1)
     adapters = sum(setting.machine.adapter_slots(r, setting.block_tokens) for r in setting.adapters.values())
     # Their adapters have copies in host memory as well: the same bytes for all.
     host_slots = max(setting.host_slots - adapters, 0) if host else 0
@@ -103,11 +109,14 @@ def _slotted(setting: Setting, *, host: bool, overlap: bool, slots: int | None =
     )
 
 
+def _buffer(setting: Setting) -> int:
+    """Slots of a buffer: of the largest rank."""
+    return setting.machine.adapter_slots(max(setting.adapters.values(), default=1), setting.block_tokens)
+
+
 def slot_counts(setting: Setting) -> list[int]:
     """Numbers of buffers that a sweep tries: powers of two between all adapters and none, that leave room for KV."""
-    largest = max(setting.adapters.values(), default=1)
-    size = setting.machine.adapter_slots(largest, setting.block_tokens)
-    most = int(0.9 * setting.device_slots // size)
+    most = int(0.9 * setting.device_slots // _buffer(setting))
     counts = {min(len(setting.adapters), most)}
     count = 4
     while count < min(len(setting.adapters), most):
@@ -150,6 +159,12 @@ def systems() -> dict[str, System]:
     found: dict[str, System] = {}
     for name, (line, fixed) in _SLOTTED.items():
         found[name] = System(name, line, _slotted, "slots", fixed)
+    found["vllm-split"] = System(
+        "vllm-split",
+        f"vLLM-like and not tuned: a fixed {SPLIT:.0%} of the memory for buffers, as the paper's control",
+        _slotted,
+        fixed={"host": False, "overlap": False, "share": SPLIT},
+    )
     found["s-lora"] = System(
         "s-lora",
         "S-LoRA-like: one pool, adapters from the host as the queue needs them, KV ends with its request",

@@ -63,12 +63,19 @@ def test_prompts_hold_the_pieces_and_the_real_answers(sent: list[client.Job]) ->
 def test_a_summary_counts_what_was_due_after_the_warm_up(sent: list[client.Job]) -> None:
     sessions = work(TALK, OTHER)
     records = player.play("http://nowhere", sessions, ["x", "y"], vocab=VOCAB)
-    whole, late = player.summary(records, sessions, 0.0), player.summary(records, sessions, 0.1)
+    due = player.due(sessions)
+    whole, late = player.summary(records, due, 0.0), player.summary(records, due, 0.1)
     # The second turn of the talk belongs to a session that began in the warm-up, as in the simulator.
     assert (whole["requests"], late["requests"]) == (3, 1)
     assert late["ttft"]["mean"] == 0.25 and late["kv_hits"] == {"device": (8 - 2) / 16, "host": 2 / 16}
     with pytest.raises(ValueError, match=r"nothing was due after the warm-up of 9 s"):
-        player.summary(records, sessions, 9.0)
+        player.summary(records, due, 9.0)
+
+
+def test_turns_due_after_the_end_are_not_sent(sent: list[client.Job]) -> None:
+    records = player.play("http://nowhere", work(TALK, OTHER), ["x", "y"], vocab=VOCAB, until_s=0.04)
+    assert [record.key for record in records] == ["talk/0"]
+    assert player.sent(records)["talk/0"] < 0.04
 
 
 def test_a_failed_request_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
