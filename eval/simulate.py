@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise SystemExit(f"simulate: {error}") from None
     found = run_all(study, jobs, args.jobs)
+    speed = 60 * len(jobs) * measured.turns / sum(values["wall_s"] for values in found.values())
+    reporting.progress(f"{len(jobs)} runs, {speed:,.0f} requests a minute on one core")
     tables, data, aims = [], [], []
     for label, device, host in sizes:
         best = {name: _with_knobs(*best_of(found, name, label)) for name in names}
@@ -146,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
             "workload": {"name": header.name, "seed": header.seed, "parameters": dict(header.parameters)},
             "machine": machine.name, "block_tokens": args.block_tokens, "warmup_s": warmup_s,
             "hints": {"recall": hints.recall, "false": hints.false}, "sizes": data,
+            "requests_a_minute": speed,
         },
     )  # fmt: skip
 

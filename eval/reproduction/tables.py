@@ -25,7 +25,12 @@ def tables(results: Results) -> Iterator[Table]:
         yield _centre(results["centre"][0])
     if "ablations" in results:
         yield _ablations(results["ablations"])
-    for kind, parameter in (("many", "adapters"), ("skew", "skew"), ("drift", "drift_s")):
+    for kind, parameter in (
+        ("scarce", "memory"),
+        ("many", "adapters"),
+        ("skew", "skew"),
+        ("drift", "drift_s"),
+    ):
         if kind in results:
             yield Table(
                 f"By {parameter}: peaks, and ELORA's mean TTFT over that of each baseline at its loads",
@@ -38,25 +43,30 @@ def tables(results: Results) -> Iterator[Table]:
         yield Table("Mooncake conversations, sessions held out from tuning", *gap.rows(results["gap"]))
 
 
+#: Baselines that a table of scenes shows; ``vllm-split`` is not tuned, ``static`` is in the scenes with less memory.
+SHOWN = ("vllm", "vllm-split", "s-lora", "hicache", "static")
 SCENE_HEADER = (
-    "peak vllm", "s-lora", "hicache", "elora", "TTFT / vllm", "/ s-lora", "/ hicache", "invalid KV of vllm",
+    "peak vllm", *SHOWN[1:], "elora", "TTFT / vllm", *(f"/ {name}" for name in SHOWN[1:]), "invalid KV of vllm",
+    "of the split",
 )  # fmt: skip
 
 
 def _scene(scene: dict[str, Any]) -> str:
-    return f"{scene['machine']} {scene['workload']} {scene['adapters']}"
+    less = "" if scene.get("memory", 1.0) == 1.0 else f", {scene['memory']:g} of its memory"
+    return f"{scene['machine']} {scene['workload']} {scene['adapters']}{less}"
 
 
 def _scene_row(one: dict[str, Any]) -> list[str]:
     row = []
-    for name in ("vllm", "s-lora", "hicache", "elora"):
+    for name in (*SHOWN, "elora"):
         peak = one["peaks"].get(name)
         row.append("" if peak is None else f"{peak['rate']:.2f}")
-    for base in ("vllm", "s-lora", "hicache"):
+    for base in SHOWN:
         found = claims.ratios([one], base, mean_ttft)
         row.append(" ".join(f"{ratio:.2f}" for ratio in found))
-    invalid = [c["figures"]["invalid_kv"] for c in one["cells"] if c["system"] == c["of"] == "vllm"]
-    row.append(f"{100 * statistics.fmean(invalid):.0f} %" if invalid else "")
+    for base in ("vllm", "vllm-split"):
+        invalid = [c["figures"]["invalid_kv"] for c in one["cells"] if c["system"] == c["of"] == base]
+        row.append(f"{100 * statistics.fmean(invalid):.0f} %" if invalid else "")
     return row
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
+from elora_sglang.kernels.cases import Case
+from elora_sglang.kernels.paged_lora import reference
 from elora_sglang.kernels.paged_lora.segments import SegmentBatch, plan_segments
+from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
 from elora_sglang.runtime.layout import ModuleShape, SliceShape, plan_adapter
 from elora_sglang.runtime.packing import PackedAdapter
 from elora_sglang.runtime.pool import UnifiedPool
+
+if TYPE_CHECKING:
+    from elora_sglang.kernels.paged_lora.triton_kernel import Place
 
 MODULE = "module"
 
@@ -30,8 +38,13 @@ class Inputs:
     shapes: list[ModuleShape]
     scalings: list[float]
     rows: list[tuple[int | None, int]]
+    widths: tuple[int, ...]
     layer: int = 0
     module: str = MODULE
+    tables: TableSet = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tables = TableSet([self.module], self.x.device)
 
     def batch(self) -> SegmentBatch:
         """Segments as the LoRA backend would plan them; index 0 is the base model."""
@@ -42,6 +55,18 @@ class Inputs:
             [0.0, *self.scalings],
             self.x.device,
         )
+
+    def device_batch(self, tile_rows: int = 16) -> DeviceBatch:
+        """The same for the Triton kernels."""
+        return DeviceBatch.of(self.tables, self.batch(), tile_rows=tile_rows)
+
+    def place(self) -> Place:
+        """Where the module lies, for the Triton kernels."""
+        kernel = importlib.import_module(f"{__package__}.triton_kernel")
+        adapter = self.adapters[0]
+        rows = [adapter.pool.byte_rows(self.layer, stream).view(adapter.dtype) for stream in (0, 1)]
+        found: Place = kernel.Place(rows[0], rows[1], self.layer, 0, 1, self.widths)
+        return found
 
     def expected(self) -> torch.Tensor:
         """``out + LoRA(x)`` in float64, request by request, from the original matrices."""
@@ -118,4 +143,68 @@ def make_inputs(
     x = torch.randn(count, in_features, generator=generator).to(dtype).to(device)
     out = torch.randn(count, sum(widths), generator=generator).to(dtype).to(device)
     scalings = [0.5 + 0.25 * i for i in range(len(ranks))]
-    return Inputs(x, out, adapters, matrices, shapes, scalings, list(rows))
+    return Inputs(x, out, adapters, matrices, shapes, scalings, list(rows), tuple(widths))
+
+
+def case(name: str, inputs: Inputs, tile_rows: int = 16, **sizes: int) -> Case:
+    """LoRA on top of a base output; scratch memory is poisoned before each run. ``sizes``: of the kernels' config."""
+
+    def run_reference() -> torch.Tensor:
+        return reference.add_lora(inputs.x, inputs.out.clone(), inputs.batch(), inputs.layer, inputs.module)
+
+    def run_triton() -> torch.Tensor:
+        kernel = importlib.import_module(f"{__package__}.triton_kernel")
+        config, batch = kernel.Config(**sizes), inputs.device_batch(tile_rows)
+        size = (config.splits, len(batch.order), batch.rank_rows)
+        h = torch.full(size, float("nan"), device=inputs.x.device)
+        found: torch.Tensor = kernel.add_lora(inputs.x, inputs.out.clone(), batch, inputs.place(), config, h)
+        return found
+
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}[inputs.x.dtype]
+    return Case(
+        "paged_lora", name, {"reference": run_reference, "triton": run_triton}, inputs.expected, tolerance
+    )
+
+
+#: (adapter or None, rows) per request: prefill, decode and mixtures, base rows and empty segments included.
+BATCHES: dict[str, list[tuple[int | None, int]]] = {
+    "prefill": [(0, 7), (None, 5), (1, 40), (2, 3), (3, 9), (4, 17)],
+    "decode, interleaved": [(i % 5 if i % 6 else None, 1) for i in range(30)],
+    "one token": [(3, 1)],
+    "empty segments": [(0, 0), (1, 3), (None, 0), (2, 0), (1, 2), (4, 0)],
+    "base only": [(None, 4), (None, 1)],
+    "nothing": [],
+    "long runs": [(0, 60), (1, 60), (0, 60), (1, 60)],
+}
+
+
+def awkward(seed: int, device: torch.device | str) -> Iterator[Case]:
+    """Mixed LoRA ranks, every batch, pages of 1 and 16 in any order, parts that are missing, all types of pool."""
+    ranks = [1, 8, 12, 64, 4]
+    for number, (name, rows) in enumerate(BATCHES.items()):
+        for page_size, scattered in ((1, True), (16, True), (1, False)):
+            inputs = make_inputs(
+                seed=seed + number, ranks=ranks, rows=rows, page_size=page_size, scattered=scattered,
+                device=device,
+            )  # fmt: skip
+            yield case(f"{name}, page {page_size}, {'any' if scattered else 'one run'}", inputs)
+    fused = [(8, 0, 8), (16, 2, 4), (0, 3, 0), 5]
+    rows = [(0, 3), (1, 4), (None, 2), (2, 5), (3, 1), (0, 1)]
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for kv_dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+            inputs = make_inputs(
+                seed=seed, ranks=fused, rows=rows, widths=(64, 16, 16), dtype=dtype, kv_dtype=kv_dtype,
+                scattered=True, device=device,
+            )  # fmt: skip
+            yield case(f"fused with missing parts, {dtype} in {kv_dtype}", inputs)
+    wide = make_inputs(
+        seed=seed, ranks=[64, 3], rows=[(0, 33), (1, 2)], in_features=416, widths=(208, 48), device=device
+    )
+    yield case("splits, wide tiles, odd blocks", wide, 64, splits=3, in_block=64, out_block=32, rank_block=32)
+    cut = make_inputs(
+        seed=seed, ranks=[48], rows=[(0, 5)], in_features=96, widths=(16, 16), scattered=True, device=device
+    )
+    pieces = cut.adapters[0].layout.layers[0].pieces
+    if len({piece.matrix for piece in pieces}) == len(pieces):
+        raise AssertionError("no matrix is cut in two: choose other sizes")
+    yield case("a matrix cut in two", cut)
