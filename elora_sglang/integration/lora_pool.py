@@ -8,6 +8,7 @@ resident is decided elsewhere (the cache's dependency tree); this class never ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +47,8 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         self.store = AdapterStore(self)
         #: Called with a layer before its first adapter weights are read in a batch; see :meth:`wait_layer`.
         self.layer_fence: Callable[[int], None] | None = None
+        #: The largest LoRA rank that CUDA graphs have room for; None: no graphs, no limit.
+        self.most_rank: int | None = None
         #: This batch's adapters by buffer id; None is the base model.
         self.batch_adapters: list[PackedAdapter | None] = []
         super().__init__(*args, **kwargs)
@@ -246,6 +249,11 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
         return lora_shards.shapes(adapter, layer, self._wrapped(layer))
 
+    def part_widths(self, layer: int, module: str) -> tuple[int, ...]:
+        """Output features of each part (q, k, v) of a module on this tp rank."""
+        edges = [int(edge) for edge in self._wrapped(layer)[module].lora_offsets]
+        return tuple(last - first for first, last in pairwise(edges))
+
     def matrices(self, adapter: LoRAAdapter, layer: int) -> LayerMatrices:
         """This rank's matrices of one layer of an adapter that has its tensors."""
         return lora_shards.matrices(adapter, layer, self._wrapped(layer), self.target_modules)
@@ -253,9 +261,15 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
     # -- what SGLang calls ------------------------------------------------------------------------
 
     def can_support(self, config: LoRAConfig | Iterable[LoRAConfig]) -> bool:
-        """Any LoRA rank; target modules must be among those that the base model wraps."""
+        """Any LoRA rank, up to what CUDA graphs have room for; target modules must be among those that are wrapped."""
         if not isinstance(config, LoRAConfig):
             return all(self.can_support(one) for one in config)
+        if self.most_rank is not None and config.r > self.most_rank:
+            raise AdapterError(
+                config.path or "adapter",
+                f"its LoRA rank {config.r} is above {self.most_rank}, for which CUDA graphs were captured",
+                f"Start the server with --max-lora-rank {config.r}, or with --disable-cuda-graph.",
+            )
         targets = get_normalized_target_modules(config.target_modules)
         missing = sorted(targets - self.target_modules - {"all"})
         if missing:

@@ -198,6 +198,10 @@ class DeviceBatch:
         made._write(plan)
         return made
 
+    def first(self, rows: int) -> DeviceBatch:
+        """The same memory for a batch of ``rows`` rows at most: fewer programs are started for it."""
+        return replace(self, tiles=self.tiles[:rows], order=self.order[:rows])
+
     def fill(self, batch: SegmentBatch) -> None:
         """Put another batch into the same memory. Mutates the tensors, without waiting for the device.
 
