@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
+from elora_sglang.kernels.page_copy.rows import Rows
 from elora_sglang.runtime.layout import ALIGNMENT
 
 
@@ -67,6 +69,12 @@ class UnifiedPool:
     def word_rows(self, layer: int, stream: int) -> torch.Tensor:
         """The same rows as :meth:`byte_rows` in 8-byte words, int64 view: rows are copied faster this way."""
         return self._words[layer][stream]
+
+    @cached_property
+    def copy_rows(self) -> Rows:
+        """The same rows for the copy kernel of the GPU that reads or writes them (host pools: the current one)."""
+        device = self.device if self.device.type == "cuda" or not torch.cuda.is_available() else "cuda"
+        return Rows(self._words, device)
 
     def byte_run(self, layer: int, stream: int, first_slot: int, offset: int, size: int) -> torch.Tensor:
         """``size`` bytes from byte ``offset`` of the run of slots starting at ``first_slot``: uint8 view."""

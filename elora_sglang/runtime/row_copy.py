@@ -16,12 +16,14 @@ class RowCopy:
     """How the rows of ``source_slots`` get to ``target_slots``: found once, used for every layer.
 
     Slot i goes to slot i. Whole pages are copied as one row each; runs that are consecutive on both sides
-    as one copy each; everything else by index. Between host and GPU, the host side moves in runs and the
-    GPU gathers or scatters through a staging tensor, so that scattered device slots cost no copy of their own.
+    as one copy each; everything else by index. Between a GPU and pinned host memory a kernel moves what is scattered,
+    a layer a launch; where the host memory is not pinned, its side moves in runs and the GPU gathers or scatters
+    through a staging tensor.
 
     Args:
         source, target: the pools; row sizes and layers are equal.
         source_slots, target_slots: int64 ``[n]`` on the CPU, inside the pools; no target slot twice.
+        kernel: whether to copy by the kernel; None: where a GPU reads or writes pinned memory.
     """
 
     def __init__(
@@ -30,8 +32,11 @@ class RowCopy:
         target: UnifiedPool,
         source_slots: torch.Tensor,
         target_slots: torch.Tensor,
+        *,
+        kernel: bool | None = None,
     ) -> None:
         self._source, self._target = source, target
+        self._kernel: tuple[torch.Tensor, torch.Tensor] | None = None
         self.slots = len(source_slots)
         self._page = _common_page(source, target, source_slots, target_slots)
         froms = source_slots[:: self._page] // self._page
@@ -49,6 +54,13 @@ class RowCopy:
         if not count or len(cuts) < few:
             bounds = [0, *cuts.tolist(), count] if count else [0]
             self._pairs = [(int(froms[a]), int(tos[a]), b - a) for a, b in pairwise(bounds)]
+        elif kernel or (kernel is None and self._on_gpu and _pinned(source, target)):
+            device = target.device if target.device.type == "cuda" else source.device
+            slots = torch.stack([source_slots, target_slots]).to(torch.int32)
+            if device.type == "cuda":
+                slots = slots.pin_memory()
+            moved = slots.to(device, non_blocking=True)
+            self._kernel = moved[0], moved[1]
         elif source.device.type == "cuda":
             self._from = froms.to(source.device, non_blocking=True)
             self._host_runs = _runs(tos, to_cuts)
@@ -62,12 +74,20 @@ class RowCopy:
 
     @property
     def how(self) -> str:
-        """ "runs", "index" or "staged", and rows per unit: for logs and tests."""
+        """ "runs", "index", "kernel" or "staged", and rows per unit: for logs and tests."""
+        if self._kernel is not None:
+            return "kernel/1"
         kind = "runs" if self._pairs is not None else "staged" if self._on_gpu else "index"
         return f"{kind}/{self._page}"
 
     def copy_layer(self, layer: int) -> int:
         """Copy one layer. Asynchronous on a GPU stream. Returns the number of rows written, K and V."""
+        if self._kernel is not None:
+            from elora_sglang.kernels.page_copy.triton_kernel import copy_rows  # Triton only where it is used
+
+            ends = [pool.copy_rows for pool in (self._source, self._target)]
+            copy_rows(ends[0], ends[1], *self._kernel, range(layer, layer + 1))
+            return 2 * self.slots
         rows = 0
         for stream in (0, 1):
             source, target = (self._units(pool, layer, stream) for pool in (self._source, self._target))
@@ -129,6 +149,10 @@ class RowCopy:
             target[first : first + count].copy_(staging[at : at + count], non_blocking=True)
             at += count
         return at
+
+
+def _pinned(*pools: UnifiedPool) -> bool:
+    return all(pool.device.type == "cuda" or pool.word_rows(0, 0).is_pinned() for pool in pools)
 
 
 def _common_page(source: UnifiedPool, target: UnifiedPool, *slots: torch.Tensor) -> int:
