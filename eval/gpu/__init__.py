@@ -1,0 +1,1 @@
+"""Measurements on a CUDA machine; ``--dry-run`` proves on a CPU that each of them runs, and measures nothing."""

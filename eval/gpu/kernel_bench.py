@@ -1,0 +1,249 @@
+"""``python -m elora_sglang.eval.gpu.kernel_bench``: every op checked, then timed against what the GPU can do at all.
+
+Needs PyTorch, Triton and this package, nothing else. Checks: all awkward cases of all ops on fresh random inputs
+against float64, outputs poisoned. Times: LoRA of the four linear modules of a Llama-3-8B layer, layer after layer so
+that no weights are cached, over adapters x LoRA ranks x batch, uniform and skewed popularity, beside SGLang's csgmv
+kernels on slot buffers of the largest rank where they can be imported; and row copies between scattered device slots
+and pinned host memory beside a plain pinned copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elora_sglang.eval.gpu import slot_buffers
+from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Shape
+from elora_sglang.eval.gpu.timing import Bench, bench, hardware
+from elora_sglang.eval.provenance import provenance
+from elora_sglang.kernels.cases import OPS, awkward
+from elora_sglang.kernels.page_copy import inputs as copy_inputs
+from elora_sglang.kernels.page_copy import triton_kernel as page_copy
+from elora_sglang.kernels.paged_lora import plan_segments, reference
+from elora_sglang.kernels.paged_lora import triton_kernel as paged_lora
+from elora_sglang.kernels.paged_lora.tables import DeviceBatch
+
+AIM_BANDWIDTH, AIM_EQUAL, AIM_MIXED, AIM_COPY = 0.85, 1.05, 0.8, 0.9
+
+
+@dataclass(frozen=True)
+class Load:
+    """A decode batch: LoRA ranks of the adapters, rows, and the skew of their popularity (Zipf exponent)."""
+
+    name: str
+    ranks: tuple[int, ...]
+    rows: int
+    skew: float
+
+    def picks(self, seed: int) -> list[int]:
+        """The adapter of each row."""
+        rng = random.Random(f"{seed}/{self.name}")
+        weights = [(1 + number) ** -self.skew for number in range(len(self.ranks))]
+        return rng.choices(range(len(self.ranks)), weights, k=self.rows)
+
+
+def loads(dry: bool) -> Iterator[Load]:
+    """Equal ranks and mixed ones, few adapters and many, batches of a busy server."""
+    mixed = (8, 16, 32, 64)
+    counts, batches = ((2,), (4,)) if dry else ((1, 8, 32, 128), (32, 128, 256))
+    for count in counts:
+        for rows in batches:
+            for skew in (0.0, 1.2) if count > 1 else (0.0,):
+                for rank in (4,) if dry else (8, 16, 64):
+                    yield Load(f"{count} of rank {rank}", (rank,) * count, rows, skew)
+                if count > 1:
+                    ranks = tuple(mixed[number % len(mixed)] for number in range(count))
+                    yield Load(f"{count} of ranks 8 to 64", ranks, rows, skew)
+
+
+def check(device: torch.device, seed: int) -> list[dict[str, Any]]:
+    """Every awkward case of every op: what failed, or an empty text."""
+    found = []
+    for op in OPS:
+        for case in awkward(op, seed, device):
+            fault = ""
+            try:
+                case.check("triton")
+            except AssertionError as error:
+                fault = str(error).strip().splitlines()[0]
+            found.append({"op": op, "case": case.name, "fault": fault})
+    return found
+
+
+def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Config]) -> dict[str, Any]:
+    """Seconds a layer of all four modules, the bytes they must move, and the same by slot buffers."""
+    layers = 1 if how.dry else 8
+    adapters = Adapters(shape, list(load.ranks), layers, how.device)
+    picks = load.picks(1)
+    segments = plan_segments(
+        [1] * load.rows, [1 + pick for pick in picks], [None, *adapters.packed], [0.5] * (1 + len(load.ranks))
+    )
+    batch = DeviceBatch.of(adapters.tables, segments, tile_rows=16)
+    xs = {
+        m.name: torch.randn(load.rows, m.in_features, device=how.device, dtype=torch.bfloat16)
+        for m in shape.modules
+    }
+    outs = {
+        m.name: torch.zeros(load.rows, sum(m.widths), device=how.device, dtype=torch.bfloat16)
+        for m in shape.modules
+    }
+    used = sorted(set(picks))
+    moved = sum(
+        sum(adapters.module_bytes(number, m) for number in used)
+        + 2 * load.rows * (m.in_features + 2 * sum(m.widths))
+        for m in shape.modules
+    )
+    worst = 0.0
+    for m in shape.modules:
+        out = outs[m.name].clone()
+        paged_lora.add_lora(xs[m.name], out, batch, adapters.place(0, m), configs[0])
+        right = reference.add_lora(xs[m.name], outs[m.name].clone(), segments, 0, m.name)
+        worst = max(worst, float((out.double() - right.double()).norm() / right.double().norm()))
+    times = {}
+    for config in configs:
+
+        def work(config: paged_lora.Config = config) -> None:
+            for layer in range(layers):
+                for m in shape.modules:
+                    paged_lora.add_lora(xs[m.name], outs[m.name], batch, adapters.place(layer, m), config)
+
+        times[f"splits {config.splits}, blocks {config.in_block} and {config.out_block}"] = (
+            how.seconds(work) / layers
+        )
+    slots = slot_buffers.seconds(how, shape, load.ranks, picks, xs, outs, layers)
+    return {
+        "load": load.name, "rows": load.rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
+        "seconds": min(times.values()), "configs": times, "slot_buffer_seconds": slots,
+        "error_against_reference": worst,
+    }  # fmt: skip
+
+
+def copies(how: Bench, shape: Shape) -> list[dict[str, Any]]:
+    """Row copies between scattered device slots and pinned host slots: bytes and seconds."""
+    layers = 1 if how.dry else shape.layers
+    words = shape.kv_row[0] * shape.kv_row[1] * 2 // 8
+    generator = torch.Generator().manual_seed(0)
+    size = 64 if how.dry else 8192
+    pools = {
+        where: copy_inputs.make_rows(
+            size, (words, words), layers, generator=generator, store=where, device=how.device
+        )
+        for where in ("cpu", how.device)
+    }
+    found = []
+    for slots in (16,) if how.dry else (16, 256, 2048):
+        there, here = (
+            torch.randperm(size, generator=generator)[:slots].to(torch.int32).to(how.device) for _ in range(2)
+        )
+        moved = slots * 2 * words * 8 * layers
+        for name, source, target in (
+            ("to the device", "cpu", how.device), ("to the host", how.device, "cpu"),
+        ):  # fmt: skip
+            for per in (1, 4, 16):
+                config = page_copy.Config(slots=per)
+
+                def work(
+                    source: Any = pools[source], target: Any = pools[target],
+                    there: torch.Tensor = there, here: torch.Tensor = here, config: page_copy.Config = config,
+                ) -> None:  # fmt: skip
+                    page_copy.copy_rows(source, target, there, here, range(layers), config)
+
+                seconds = how.seconds(work)
+                found.append(
+                    {"way": name, "slots": slots, "per_program": per, "bytes": moved, "seconds": seconds}
+                )
+    return found
+
+
+def aims(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is aimed at and what came out; nothing for what was not measured."""
+    ceilings, found = result["ceilings"], []
+    many = [one for one in result["lora"] if one["distinct"] >= 32]
+    shares = [one["bytes"] / one["seconds"] / ceilings["copy_bytes_s"] for one in many]
+    if shares:
+        found.append(
+            {
+                "aim": "decode with 32 adapters or more, share of the copy bandwidth",
+                "least": min(shares),
+                "mean": sum(shares) / len(shares),
+                "want": AIM_BANDWIDTH,
+            }
+        )
+    for what, want in (("of rank", AIM_EQUAL), ("of ranks", AIM_MIXED)):
+        ratios = [
+            one["seconds"] / one["slot_buffer_seconds"]
+            for one in result["lora"]
+            if one["slot_buffer_seconds"] and f"{what} " in one["load"]
+        ]
+        if ratios:
+            found.append(
+                {
+                    "aim": f"time over slot buffers, adapters {what} ...",
+                    "mean": sum(ratios) / len(ratios),
+                    "most": max(ratios),
+                    "want": want,
+                }
+            )
+    for way, ceiling in (("to the device", "to_device_bytes_s"), ("to the host", "to_host_bytes_s")):
+        rates = [one["bytes"] / one["seconds"] for one in result["copies"] if one["way"] == way]
+        found.append(
+            {
+                "aim": f"row copies {way}, best share of a plain pinned copy",
+                "value": max(rates) / ceilings[ceiling],
+                "want": AIM_COPY,
+            }
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, time, write the JSON; 1 where a check failed."""
+    parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval.gpu.kernel_bench", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, tiny: shows that it runs")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
+    args = parser.parse_args(arguments)
+    how = bench(args.dry_run)
+    shape = TINY if how.dry else LLAMA_8B
+    print(f"seed {args.seed}")
+    checks = check(how.device, args.seed)
+    faults = [one for one in checks if one["fault"]]
+    print(f"{len(checks)} cases, {len(faults)} wrong", *(f"\n  {one}" for one in faults))
+    sizes = (
+        [paged_lora.Config(in_block=16, out_block=32)]
+        if how.dry
+        else [
+            paged_lora.Config(splits=splits, in_block=block, out_block=out)
+            for splits in (1, 4)
+            for block, out in ((128, 128), (256, 128), (256, 64))
+        ]
+    )
+    result: dict[str, Any] = {
+        **provenance(), **hardware(how.device), "dry_run": how.dry, "seed": args.seed, "checks": checks,
+        "ceilings": how.ceilings(), "slot_buffers": slot_buffers.available(),
+    }  # fmt: skip
+    result["lora"] = [lora(how, shape, load, sizes) for load in loads(how.dry)]
+    result["copies"] = copies(how, shape)
+    result["aims"] = [] if how.dry else aims(result)
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    for one in result["lora"]:
+        share = one["bytes"] / one["seconds"] / result["ceilings"]["copy_bytes_s"]
+        print(
+            f"{one['load']:24} {one['rows']:4} rows, skew {one['skew']:g}: {1e6 * one['seconds']:8.1f} us a layer"
+            + ("" if how.dry else f", {100 * share:3.0f} % of the copy bandwidth")
+        )
+    for one in result["aims"]:
+        print(one)
+    print("a dry run: these times mean nothing" if how.dry else f"written to {args.json.name}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
