@@ -1,0 +1,188 @@
+"""``python -m elora_sglang.eval.gpu.full_server --model FOLDER``: stock SGLang against ``--elora`` on a GPU.
+
+Both servers get the same share of the GPU memory and the same generated adapters for the model; stock, with overlap
+loading, gets ``--slots`` buffers. They serve the same seeded workload in turn, one server at a time: mean, P50 and P99
+TTFT, and TPOT, at each rate. For a machine that has SGLang with CUDA; elsewhere it says what is missing and ends with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elora_sglang.eval import reporting, server
+from elora_sglang.eval.provenance import provenance
+from elora_sglang.eval.serving import player
+from elora_sglang.eval.serving.model import name
+from elora_sglang.eval.workloads import create
+
+#: As the paper's set-up and sglang#13349 have them.
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WARMUP = 0.2
+
+
+def missing(model: Path) -> list[str]:
+    """What this machine lacks, a line each."""
+    found = []
+    if importlib.util.find_spec("sglang") is None:
+        found.append("SGLang is not installed: pip install sglang==0.5.23")
+    else:
+        version = importlib.metadata.version("sglang")
+        if version != "0.5.23":
+            found.append(f"SGLang {version} is installed, elora-sglang is for 0.5.23")
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            found.append("PyTorch sees no CUDA device")
+    except ImportError:
+        found.append("PyTorch is not installed")
+    if not (model / "config.json").exists():
+        found.append(f"{model}: no config.json; --model takes a folder with a Hugging Face model")
+    return found
+
+
+def module_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(output, input) features of every linear module of a Llama-shaped model. KeyError for another shape."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    kv, ffn = config.get("num_key_value_heads", heads) * size, config["intermediate_size"]
+    shapes = dict.fromkeys(("k_proj", "v_proj"), (kv, hidden)) | {"q_proj": (heads * size, hidden)}
+    shapes |= {"o_proj": (hidden, heads * size), "down_proj": (hidden, ffn)}
+    return shapes | dict.fromkeys(("gate_proj", "up_proj"), (ffn, hidden))
+
+
+def write_adapters(config: dict[str, Any], folder: Path, ranks: Sequence[int]) -> list[str]:
+    """Seeded random PEFT folders, one a rank; those that are there stay. Returns their names."""
+    import torch
+    from safetensors.torch import save_file
+
+    shapes = module_shapes(config)
+    for index, rank in enumerate(ranks):
+        target = folder / f"{name(index)}-r{rank}"
+        if (target / "adapter_config.json").exists():
+            continue
+        generator, tensors = torch.Generator().manual_seed(index), {}
+        for layer in range(config["num_hidden_layers"]):
+            for module, (out, into) in shapes.items():
+                where = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+                prefix = f"base_model.model.model.layers.{layer}.{where}.{module}"
+                a = torch.randn(rank, into, generator=generator) / into**0.5
+                tensors[f"{prefix}.lora_A.weight"] = a.to(torch.bfloat16)
+                b = 0.01 * torch.randn(out, rank, generator=generator)
+                tensors[f"{prefix}.lora_B.weight"] = b.to(torch.bfloat16)
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, str(target / "adapter_model.safetensors"), metadata={"format": "pt"})
+        settings = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0,
+            "bias": "none", "target_modules": list(MODULES), "base_model_name_or_path": "eval",
+        }  # fmt: skip
+        (target / "adapter_config.json").write_text(json.dumps(settings))
+    return [f"{name(index)}-r{rank}" for index, rank in enumerate(ranks)]
+
+
+def flags(system: str, args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Command line of a server after ``--model-path``."""
+    folder = args.adapter_folder
+    found = ["--mem-fraction-static", str(args.memory), "--lora-paths"]
+    found += [f"{one}={folder / one}" for one in names]
+    if system == "elora":
+        return [*found, "--elora"]
+    return [
+        *found, "--enable-lora", "--max-loras-per-batch", str(args.slots), "--enable-lora-overlap-loading",
+        "--max-lora-rank", str(max(args.ranks)),
+    ]  # fmt: skip
+
+
+def serve(system: str, args: argparse.Namespace, names: Sequence[str], vocab: int) -> list[dict[str, Any]]:
+    """Figures at every rate, caches flushed in between."""
+    port = server.free_port()
+    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(args.model)]
+    argv += ["--host", "127.0.0.1", "--port", str(port), *flags(system, args, names)]
+    log = args.json.with_suffix(f".{system}.log")
+    live = server.LiveServer(server.start(argv, log=log), f"http://127.0.0.1:{port}", log)
+    found = []
+    try:
+        server.wait_ready(live, args.boot_seconds)
+        for rate in args.rates:
+            work = create(
+                args.workload, rate=rate, duration_s=args.seconds, adapters=len(names),
+                ranks=",".join(map(str, args.ranks)), seed=args.seed,
+            )  # fmt: skip
+            live.post("/flush_cache")
+            time.sleep(2.0)
+            records = player.play(live.url, work, names, vocab=vocab, until_s=args.seconds)
+            figures = player.summary(records, player.sent(records), WARMUP * args.seconds)
+            found.append({"system": system, "rate": rate, **figures})
+            reporting.progress(
+                f"{system} at {rate:g} turns a second: mean TTFT {1e3 * figures['ttft']['mean']:.0f} ms"
+            )
+    finally:
+        live.stop()
+    return found
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write the JSON; 2 where it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval.gpu.full_server", description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="folder of a Llama-shaped model")
+    add("--adapter-folder", type=Path, help="where adapters are written (default: adapters/ beside --json)")
+    add("--json", type=Path, required=True, help="file to write; servers' logs lie beside it")
+    add("--systems", default="stock,elora", help="by comma (default %(default)s)")
+    add("--adapters", type=int, default=16)
+    add("--ranks", default="16", help="LoRA ranks, by comma, in turn (default %(default)s)")
+    add("--slots", type=int, default=8, help="buffers of stock (default %(default)s, SGLang's own)")
+    add("--memory", type=float, default=0.8, help="--mem-fraction-static of both (default %(default)s)")
+    add("--workload", default="chat", help="chat, translation, agents or burst (default %(default)s)")
+    add("--rates", type=_numbers, default=[2.0, 4.0, 8.0], help="turns a second, by comma")
+    add("--seconds", type=float, default=60.0, help="of a run (default %(default)s)")
+    add("--boot-seconds", type=float, default=900.0)
+    add("--seed", type=int, default=1)
+    args = parser.parse_args(arguments)
+    lacking = missing(args.model)
+    if lacking:
+        print("full_server cannot start:", *lacking, sep="\n  ", file=sys.stderr)
+        return 2
+    wanted = args.systems.split(",")
+    if unknown := set(wanted) - {"stock", "elora"}:
+        parser.error(f"--systems {', '.join(sorted(unknown))}: there are stock and elora")
+    args.ranks = [int(rank) for rank in _numbers(args.ranks)]
+    args.adapter_folder = args.adapter_folder or args.json.parent / "adapters"
+    config = json.loads((args.model / "config.json").read_text())
+    ranks = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
+    names = write_adapters(config, args.adapter_folder, ranks)
+    found = [one for system in wanted for one in serve(system, args, names, config["vocab_size"])]
+    result = {
+        **provenance(),
+        "workload": args.workload,
+        "adapters": names,
+        "slots": args.slots,
+        "runs": found,
+    }
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    header = ("system", "turns/s", "requests", "TTFT ms", "P50", "P99", "TPOT ms")
+    rows = [
+        [
+            one["system"], f"{one['rate']:g}", one["requests"],
+            *(f"{1e3 * one['ttft'][key]:.0f}" for key in ("mean", "p50", "p99")), f"{1e3 * one['tpot']['mean']:.1f}",
+        ]
+        for one in found
+    ]  # fmt: skip
+    print(reporting.table(header, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
