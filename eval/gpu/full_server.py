@@ -1,8 +1,9 @@
 """``python -m elora_sglang.eval.gpu.full_server --model FOLDER``: stock SGLang against ``--elora`` on a GPU.
 
-Both servers get the same share of the GPU memory and the same generated adapters for the model; stock, with overlap
-loading, gets ``--slots`` buffers. They serve the same seeded workload in turn, one server at a time: mean, P50 and P99
-TTFT, and TPOT, at each rate. For a machine that has SGLang with CUDA; elsewhere it says what is missing and ends with 2.
+Both servers get the same share of the GPU memory and the same generated adapters for the model; stock, with
+overlap loading, gets ``--slots`` buffers. They serve the same seeded workload in turn, one server at a time: mean, P50
+and P99 TTFT, and TPOT, at each rate. For a machine that has SGLang with CUDA; elsewhere it says what is missing and
+ends with 2.
 """
 
 from __future__ import annotations
