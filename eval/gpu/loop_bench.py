@@ -132,7 +132,8 @@ def burst(how: Bench, shape: Shape) -> dict[str, Any]:
     found: dict[str, Any] = {"rank": rank, "device_slots": device, "adapter_slots": adapter_slots}
     for name, without in (("elora", ()), ("without queue prefetch", ("queue-prefetch",))):
         loop = Loop(shape, how.device, device, host, names, without)
-        rng, jobs, at = random.Random(1), [], 0.0
+        rng, at = random.Random(1), 0.0
+        jobs: list[Job] = []
         while at < 2 * seconds:
             adapters = few if at < seconds else 2 * few
             tokens = _tokens(prompt, shape.vocab, f"burst {len(jobs)}")

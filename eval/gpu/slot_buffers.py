@@ -36,7 +36,8 @@ def available() -> str:
 def segments(picks: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Rows grouped by adapter in chunks: order of the rows, chunk boundaries, adapter of each chunk."""
     order = sorted(range(len(picks)), key=lambda row: (picks[row], row))
-    bounds, owners = [0], []
+    bounds: list[int] = [0]
+    owners: list[int] = []
     for at, row in enumerate(order):
         new = not owners or picks[row] != owners[-1] or at - bounds[-1] == CHUNK
         if new:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -72,10 +73,8 @@ def case(
                 parts.append(plain.flatten())
         return torch.cat(parts)
 
-    return Case(
-        "page_copy", name, {which: lambda which=which: run(which) for which in ("reference", "triton")},
-        expected, 0.0,
-    )  # fmt: skip
+    ways = {which: partial(run, which) for which in ("reference", "triton")}
+    return Case("page_copy", name, ways, expected, 0.0)
 
 
 def awkward(seed: int, device: torch.device | str) -> Iterator[Case]:

@@ -188,7 +188,7 @@ def awkward(seed: int, device: torch.device | str) -> Iterator[Case]:
                 device=device,
             )  # fmt: skip
             yield case(f"{name}, page {page_size}, {'any' if scattered else 'one run'}", inputs)
-    fused = [(8, 0, 8), (16, 2, 4), (0, 3, 0), 5]
+    fused: list[int | Sequence[int]] = [(8, 0, 8), (16, 2, 4), (0, 3, 0), 5]
     rows = [(0, 3), (1, 4), (None, 2), (2, 5), (3, 1), (0, 1)]
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for kv_dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
