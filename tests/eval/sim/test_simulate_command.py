@@ -35,6 +35,7 @@ def test_the_same_seed_gives_the_same_figures(capsys: pytest.CaptureFixture[str]
         found = result(capsys, "--policies", "lru,elora,clairvoyant,stock", "--memory", "0.6", "--host", "2")
         for values in found["sizes"][0]["systems"].values():
             assert values.pop("wall_s") > 0
+        assert found.pop("requests_a_minute") > 0
         return found
 
     first = figures()
