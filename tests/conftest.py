@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import live
 import pytest
+from demo_paths import Demo
 
 DEMO_DIR = Path(os.environ.get("ELORA_DEMO_DIR", live.ROOT / ".demo")).absolute()
 
-
-@dataclass(frozen=True)
-class Demo:
-    """Paths of the demo: base model folder, adapter folders by name (in the manifest's order), manifest."""
-
-    root: Path
-    model: Path
-    adapters: dict[str, Path]
-    manifest: dict[str, object]
-
-    def lora_paths(self, *names: str) -> list[str]:
-        """``NAME=PATH`` arguments for ``--lora-paths``: all adapters, or the named ones."""
-        return [f"{name}={self.adapters[name]}" for name in (names or tuple(self.adapters))]
+# These need Triton's interpreter, which is chosen when Triton is imported: `kernels/test_interpreter.py` runs
+# them in a process of their own.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["kernels/interpreted"]
 
 
 @pytest.fixture(scope="session")

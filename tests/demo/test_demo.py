@@ -10,7 +10,7 @@ from typing import Any
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from safetensors import safe_open
 from tokenizers import Tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 from elora_sglang.eval.serving.systems import BASELINE_HOOKS
 

@@ -14,7 +14,7 @@ from typing import Any
 import live
 import pytest
 import sglang as sgl
-from conftest import Demo
+from demo_paths import Demo
 from frontend.stock_programs import openai_backend
 
 from elora_sglang.frontend import BASE

@@ -13,7 +13,7 @@ from typing import Any
 import live
 import oracle_client
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from tokenizers import Tokenizer
 
 from elora_sglang.demo import check

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import live
 import oracle_client
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from tokenizers import Tokenizer
 
 from elora_sglang.demo import check

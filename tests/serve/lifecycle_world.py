@@ -14,7 +14,7 @@ from typing import Any
 
 import live
 import torch
-from conftest import Demo
+from demo_paths import Demo
 from safetensors.torch import load_file, save, save_file
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from lifecycle_world import (
     CONFIG_FILE,
     PROMPT,

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 # Slots. `code` and `gardening` take about 1,200 each, so only one of them fits beside some KV.
 POOL = 1536

@@ -13,7 +13,7 @@ from typing import Any
 import live
 import openai
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 QUESTION = "How do I sell the blue piano at the market?"
 CHAT: list[Any] = [{"role": "user", "content": QUESTION}]

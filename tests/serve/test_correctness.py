@@ -17,7 +17,7 @@ from pathlib import Path
 import live
 import oracle_client
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from serve.dialogs import Prompt, prompts
 
 from elora_sglang.eval.fair import adapters_for_stock

@@ -13,7 +13,7 @@ from typing import Any
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 POOL = 8192
 

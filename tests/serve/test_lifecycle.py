@@ -15,7 +15,7 @@ from typing import Any
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from safetensors.torch import load_file, save
 from serve.lifecycle_world import (
     FAULTS,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import live
-from conftest import Demo
+from demo_paths import Demo
 
 
 def test_engine_operations(demo: Demo, tmp_path: Path) -> None:

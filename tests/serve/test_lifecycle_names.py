@@ -11,7 +11,7 @@ from typing import Any
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 NAMES = ("sql", "french", "legal", "poetry", "news", "tutor")
 SERVED = "base"

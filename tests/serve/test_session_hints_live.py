@@ -11,7 +11,7 @@ from typing import Any
 import live
 import openai
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 
 PROMPT = "How do I sell the blue piano at the market?"
 HINTS: dict[str, Any] = {"session_id": "chat-7", "expect_return_s": 20, "mine": [1, 2]}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import live
 import pytest
-from conftest import Demo
+from demo_paths import Demo
 from serve.test_correctness import (
     FP32,
     SEED,
