@@ -64,6 +64,8 @@ EVENTS = (
 
 #: The paper's BS is a mean over this many seconds (Eq. 3).
 BATCH_WINDOW_S = 5.0
+#: By how much the measured decode step may change from one iteration to the next.
+STEP_FALLS, STEP_RISES = 0.5, 1.05
 
 
 class CacheManager:
@@ -82,6 +84,7 @@ class CacheManager:
         tree: to be read; changed through events only.
         now: seconds, as of the last tick.
         batch_size: mean number of running and waiting requests over the last 5 s.
+        step_s: seconds of a decode step, as the times of the ticks show; 0 before anything ran.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class CacheManager:
         self._running = 0
         self._next_plan = 0.0
         self._queue_changed = False
+        self._admitted = False
+        self.step_s = 0.0
 
     # -- what a policy sees -----------------------------------------------------------------------
 
@@ -149,6 +154,7 @@ class CacheManager:
             costs: refined ones, if there are any.
             running: requests that run.
         """
+        self._measure_step(now - self.now)
         self.now = self.tree.now = self.swapper.now = max(now, self.now)
         if costs is not None:
             self.costs = self.swapper.costs = costs
@@ -166,6 +172,13 @@ class CacheManager:
             self._next_plan = self.now + self.settings.swap_interval_s
             actions += self.swapper.plan(free + gained)
         return actions
+
+    def _measure_step(self, elapsed: float) -> None:
+        """Follow the shortest iterations: what is longer did more than decode, or waited for something."""
+        if self._running and not self._admitted and elapsed > 0.0:
+            before = self.step_s or elapsed
+            self.step_s = min(max(elapsed, STEP_FALLS * before), STEP_RISES * before)
+        self._admitted = False
 
     def _measure_batch(self, size: int) -> None:
         sizes = self._load_sizes
@@ -189,6 +202,7 @@ class CacheManager:
 
     def started(self, rid: str, node: Node) -> None:
         """It was admitted with the prefix that ends at ``node``: one counted use; its guards go."""
+        self._admitted = True
         self._leave_queue(rid)
         self.tree.count_use(node)
         self.swapper.offer_path(node)
@@ -212,7 +226,9 @@ class CacheManager:
         """Whether it may be admitted now, as far as copies go; False: other work should run first.
 
         It may when nothing it needs is in flight, when nothing runs that could use the time, or when what is
-        left of its load is no longer than the prefill that hides it, layer by layer. Changes nothing.
+        left of its load is no longer than the prefill that hides it, layer by layer, and a decode step more:
+        whoever is passed over waits for a whole step, which costs more than running requests lose by a shorter
+        wait. Changes nothing.
         """
         request = self.waiting.get(rid)
         if request is None or request.transfer not in self.tree.transfers or not self._running:
@@ -223,7 +239,7 @@ class CacheManager:
             return self.swapper.read_failed(request.adapter_key)
         loaded = sum(node.size for node in transfer.nodes if node.kind == "kv")
         new = max(len(request.tokens) - loaded, 1)
-        return self.swapper.remaining_s(transfer.id) <= self.costs.recompute_s(loaded, new)
+        return self.swapper.remaining_s(transfer.id) <= self.costs.recompute_s(loaded, new) + self.step_s
 
     # -- adapters ---------------------------------------------------------------------------------
 

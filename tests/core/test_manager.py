@@ -202,6 +202,36 @@ def test_a_request_waits_for_a_far_load_only_while_others_run() -> None:
     assert small.manager.ready("r") and small.manager.ready("nobody")
 
 
+def test_a_request_does_not_wait_a_whole_decode_step_for_a_load_that_is_shorter() -> None:
+    small = Small()
+    small.manager.tick(1.0, 100, running=1)
+    small.manager.tick(1.005, 100, running=1)
+    assert small.manager.step_s == pytest.approx(0.005)
+    small.manager.enqueue("r", "a", array("q", range(10)))
+    small.loads(small.manager.tick(1.01, 100, running=1))
+    assert not small.manager.ready("r")  # 14 ms of copies; a step and the prefill take 6
+    small.manager.tick(1.0195, 86, running=1)
+    assert small.manager.ready("r")  # 4.5 ms are left, and by the next look 5 would have passed
+
+
+def test_the_decode_step_is_what_the_shortest_iterations_take() -> None:
+    small = Small()
+    now = 1.0
+    small.manager.tick(now, 100)
+    small.manager.tick(now := now + 9.0, 100, running=1)
+    assert small.manager.step_s == 0.0, "nothing ran in those 9 seconds"
+    small.manager.tick(now := now + 0.01, 100, running=1)
+    assert small.manager.step_s == pytest.approx(0.01)
+    small.manager.started("r", small.manager.tree.base)
+    small.manager.tick(now := now + 0.001, 100, running=2)
+    assert small.manager.step_s == pytest.approx(0.01), "somebody was admitted: that was a prefill"
+    small.manager.tick(now := now + 0.1, 100, running=2)
+    assert small.manager.step_s == pytest.approx(0.0105), "one long wait is no longer step"
+    for _ in range(30):
+        small.manager.tick(now := now + 0.02, 100, running=2)
+    assert small.manager.step_s == pytest.approx(0.02)
+
+
 def test_a_file_that_cannot_be_read_is_not_asked_for_again_and_holds_nobody_back() -> None:
     small = Small(idle_prefetch=False)
     small.manager.register("c", 6)
