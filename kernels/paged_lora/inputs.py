@@ -97,6 +97,7 @@ def make_inputs(
     kv_row: tuple[int, int] = (2, 16),
     page_size: int = 1,
     scattered: bool = False,
+    spare_pages: int = 4,
     device: torch.device | str = "cpu",
 ) -> Inputs:
     """Build a pool, put one adapter per entry of ``ranks`` in it, and make a batch.
@@ -107,6 +108,7 @@ def make_inputs(
         widths: output features of each slice of the module.
         kv_row: (heads, head_dim) of a KV row.
         scattered: put adapters into random pages instead of consecutive ones.
+        spare_pages: pages of the pool that no adapter has, besides the first.
     """
     generator = torch.Generator().manual_seed(seed)
     store = torch.uint8 if kv_dtype.itemsize == 1 else kv_dtype
@@ -122,7 +124,7 @@ def make_inputs(
         for s in shapes
     ]
     pages = [layout.slots // page_size for layout in layouts]
-    total = sum(pages) + 4
+    total = sum(pages) + spare_pages
     buffer = torch.zeros((2, (total + 1) * page_size, *kv_row), dtype=store)
     buffer.view(torch.uint8).random_(generator=generator)
     buffer = buffer.to(device)
