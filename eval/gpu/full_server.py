@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval import reporting, server
-from elora_sglang.eval.provenance import provenance
+from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.serving import player
 from elora_sglang.eval.serving.model import name
 from elora_sglang.eval.workloads import create
@@ -165,14 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
     names = write_adapters(config, args.adapter_folder, ranks)
     found = [one for system in wanted for one in serve(system, args, names, config["vocab_size"])]
-    result = {
-        **provenance(),
-        "workload": args.workload,
-        "adapters": names,
-        "slots": args.slots,
-        "runs": found,
-    }
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
     header = ("system", "turns/s", "requests", "TTFT ms", "P50", "P99", "TPOT ms")
     rows = [
         [
@@ -181,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for one in found
     ]  # fmt: skip
-    print(reporting.table(header, rows))
+    data = {"workload": args.workload, "adapters": names, "slots": args.slots, "runs": found}
+    shown = [reporting.Table(f"Whole servers on {args.workload}", header, rows)]
+    tables.finish(args.json, "Stock SGLang beside --elora on a GPU", shown, [], data, {})
     return 0
 
 

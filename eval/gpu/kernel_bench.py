@@ -3,15 +3,16 @@
 Needs PyTorch, Triton and this package, nothing else. Checks: all awkward cases of all ops on fresh random inputs
 against float64, outputs poisoned. Times: LoRA of the four linear modules of a Llama-3-8B layer, layer after layer so
 that no weights are cached, over adapters x LoRA ranks x batch, uniform and skewed popularity, beside SGLang's csgmv
-kernels on slot buffers of the largest rank where they can be imported; and row copies between scattered device slots
-and pinned host memory beside a plain pinned copy.
+kernels and FlashInfer's SegmentGEMM on slot buffers of the largest rank where they can be imported; and row copies
+between scattered device slots and pinned host memory beside a plain pinned copy. Where FlashInfer can be imported, its
+paged attention runs on a pool that holds adapters, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 
 import torch
 
-from elora_sglang.eval.gpu import slot_buffers
+from elora_sglang.eval import reporting
+from elora_sglang.eval.gpu import attention, segment_gemm, slot_buffers, tables
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Shape
 from elora_sglang.eval.gpu.timing import Bench, bench, hardware
-from elora_sglang.eval.provenance import provenance
 from elora_sglang.kernels.cases import OPS, awkward
 from elora_sglang.kernels.page_copy import inputs as copy_inputs
 from elora_sglang.kernels.page_copy import triton_kernel as page_copy
@@ -117,11 +118,11 @@ def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Conf
         times[f"splits {config.splits}, blocks {config.in_block} and {config.out_block}"] = (
             how.seconds(work) / layers
         )
-    slots = slot_buffers.seconds(how, shape, load.ranks, picks, xs, outs, layers)
+    given = (how, shape, load.ranks, picks, xs, outs, layers)
     return {
         "load": load.name, "rows": load.rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
-        "seconds": min(times.values()), "configs": times, "slot_buffer_seconds": slots,
-        "error_against_reference": worst,
+        "seconds": min(times.values()), "configs": times, "error_against_reference": worst,
+        "slot_buffer_seconds": slot_buffers.seconds(*given), "segment_gemm_seconds": segment_gemm.seconds(*given),
     }  # fmt: skip
 
 
@@ -162,20 +163,14 @@ def copies(how: Bench, shape: Shape) -> list[dict[str, Any]]:
     return found
 
 
-def aims(result: dict[str, Any]) -> list[dict[str, Any]]:
+def aims(result: dict[str, Any]) -> list[reporting.Aim]:
     """What is aimed at and what came out; nothing for what was not measured."""
     ceilings, found = result["ceilings"], []
     many = [one for one in result["lora"] if one["distinct"] >= 32]
-    shares = [one["bytes"] / one["seconds"] / ceilings["copy_bytes_s"] for one in many]
-    if shares:
-        found.append(
-            {
-                "aim": "decode with 32 adapters or more, share of the copy bandwidth",
-                "least": min(shares),
-                "mean": sum(shares) / len(shares),
-                "want": AIM_BANDWIDTH,
-            }
-        )
+    if many:
+        least = min(one["bytes"] / one["seconds"] / ceilings["copy_bytes_s"] for one in many)
+        name = "decode with 32 adapters or more, least share of the copy bandwidth"
+        found.append(reporting.Aim(name, least, AIM_BANDWIDTH, least >= AIM_BANDWIDTH))
     for what, want in (("of rank", AIM_EQUAL), ("of ranks", AIM_MIXED)):
         ratios = [
             one["seconds"] / one["slot_buffer_seconds"]
@@ -183,23 +178,15 @@ def aims(result: dict[str, Any]) -> list[dict[str, Any]]:
             if one["slot_buffer_seconds"] and f"{what} " in one["load"]
         ]
         if ratios:
+            mean = statistics.fmean(ratios)
             found.append(
-                {
-                    "aim": f"time over slot buffers, adapters {what} ...",
-                    "mean": sum(ratios) / len(ratios),
-                    "most": max(ratios),
-                    "want": want,
-                }
+                reporting.Aim(f"time over slot buffers, adapters {what} ..., mean", mean, want, mean <= want)
             )
     for way, ceiling in (("to the device", "to_device_bytes_s"), ("to the host", "to_host_bytes_s")):
         rates = [one["bytes"] / one["seconds"] for one in result["copies"] if one["way"] == way]
-        found.append(
-            {
-                "aim": f"row copies {way}, best share of a plain pinned copy",
-                "value": max(rates) / ceilings[ceiling],
-                "want": AIM_COPY,
-            }
-        )
+        best = max(rates) / ceilings[ceiling]
+        name = f"row copies {way}, best share of a plain pinned copy"
+        found.append(reporting.Aim(name, best, AIM_COPY, best >= AIM_COPY))
     return found
 
 
@@ -225,24 +212,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for block, out in ((128, 128), (256, 128), (256, 64))
         ]
     )
+    seen = attention.flashinfer(args.seed, how.device)
+    print("FlashInfer's attention over the pool:", seen)
     result: dict[str, Any] = {
-        **provenance(), **hardware(how.device), "dry_run": how.dry, "seed": args.seed, "checks": checks,
-        "ceilings": how.ceilings(), "slot_buffers": slot_buffers.available(),
+        "dry_run": how.dry, "seed": args.seed, "checks": checks, "ceilings": how.ceilings(),
+        "slot_buffers": slot_buffers.available(), "segment_gemm": segment_gemm.available(), "attention": seen,
+        "lora": [lora(how, shape, load, sizes) for load in loads(how.dry)],
+        "copies": copies(how, shape),
     }  # fmt: skip
-    result["lora"] = [lora(how, shape, load, sizes) for load in loads(how.dry)]
-    result["copies"] = copies(how, shape)
-    result["aims"] = [] if how.dry else aims(result)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
-    for one in result["lora"]:
-        share = one["bytes"] / one["seconds"] / result["ceilings"]["copy_bytes_s"]
-        print(
-            f"{one['load']:24} {one['rows']:4} rows, skew {one['skew']:g}: {1e6 * one['seconds']:8.1f} us a layer"
-            + ("" if how.dry else f", {100 * share:3.0f} % of the copy bandwidth")
-        )
-    for one in result["aims"]:
-        print(one)
-    print("a dry run: these times mean nothing" if how.dry else f"written to {args.json.name}")
-    return 1 if faults else 0
+    tables.finish(
+        args.json,
+        "Kernels on a GPU",
+        tables.kernels(result),
+        [] if how.dry else aims(result),
+        result,
+        hardware(how.device),
+    )
+    return 1 if faults or "fault" in seen else 0
 
 
 if __name__ == "__main__":

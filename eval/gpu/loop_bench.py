@@ -11,7 +11,6 @@ Llama-3-8B-shaped, dummy weights, generated adapters; see :mod:`elora_sglang.eva
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from array import array
@@ -21,10 +20,11 @@ from typing import Any
 
 import torch
 
+from elora_sglang.eval import reporting
+from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Shape, layout
 from elora_sglang.eval.gpu.loop import Job, Loop
 from elora_sglang.eval.gpu.timing import Bench, bench, hardware
-from elora_sglang.eval.provenance import provenance
 
 AIM_SWITCH = 1.3
 
@@ -169,20 +169,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ceilings = how.ceilings()
     with torch.inference_mode():
         result: dict[str, Any] = {
-            **provenance(), **hardware(how.device), "dry_run": how.dry, "ceilings": ceilings,
+            "dry_run": how.dry, "ceilings": ceilings,
             "what": "a PyTorch loop on ELORA's core, runtime and kernels; not SGLang",
             "switch": switch(how, shape, ceilings["to_device_bytes_s"]),
             "overlap": overlap(how, shape),
             "burst": burst(how, shape),
         }  # fmt: skip
-    result["aims"] = [] if how.dry else [
-        {"aim": f"switch of a rank {one['rank']} adapter over bytes / link", "value": one["ratio"], "want": AIM_SWITCH}
+    aims = [
+        reporting.Aim(
+            f"switch of a rank {one['rank']} adapter over bytes / link",
+            one["ratio"],
+            AIM_SWITCH,
+            one["ratio"] <= AIM_SWITCH,
+        )
         for one in result["switch"]
-    ]  # fmt: skip
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
-    for name in ("switch", "overlap", "burst"):
-        print(name, result[name])
-    print("a dry run: these times mean nothing" if how.dry else f"written to {args.json.name}")
+    ]
+    title = "A PyTorch loop on ELORA's core, runtime and kernels; not SGLang"
+    tables.finish(
+        args.json, title, tables.loop(result), [] if how.dry else aims, result, hardware(how.device)
+    )
     return 0
 
 

@@ -237,3 +237,72 @@ def share_bars(header: Sequence[str], rows: Sequence[Sequence[str]], unit: str) 
     axes.set_xlabel(unit)
     axes.legend(frameon=False, fontsize=7)
     return figure
+
+
+def bandwidth(batches: Sequence[dict[str, Any]], ceiling: float) -> Figure | None:
+    """Share of the copy bandwidth that LoRA kernels reach, over the distinct adapters of a batch."""
+    if not batches:
+        return None
+    figure = _figure()
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(one["load"].partition(" of ")[2] for one in batches))
+    for kind in kinds:
+        mine = [one for one in batches if one["load"].partition(" of ")[2] == kind]
+        axes.plot(
+            [one["distinct"] for one in mine],
+            [100 * one["bytes"] / one["seconds"] / ceiling for one in mine],
+            "o",
+            markersize=3,
+            label=kind,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("distinct adapters in the batch")
+    axes.set_ylabel("% of the copy bandwidth")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def over_slots(batches: Sequence[dict[str, Any]]) -> Figure | None:
+    """Time of the paged kernels over those on slot buffers; None where nothing was compared."""
+    peers = {"csgmv": "slot_buffer_seconds", "SegmentGEMM": "segment_gemm_seconds"}
+    drawn = {name: key for name, key in peers.items() if any(one[key] for one in batches)}
+    if not drawn:
+        return None
+    figure = _figure(8.0, 4.2)
+    axes = figure.subplots()
+    for name, key in drawn.items():
+        axes.plot(
+            [f"{one['load']}\n{one['rows']} rows, skew {one['skew']:g}" for one in batches if one[key]],
+            [one["seconds"] / one[key] for one in batches if one[key]],
+            "o",
+            markersize=3,
+            label=f"over {name}",
+        )
+    axes.axhline(1.0, color="black", linewidth=1)
+    axes.tick_params(axis="x", rotation=90, labelsize=5)
+    axes.set_ylabel("time of the paged kernels")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def copies(found: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> Figure | None:
+    """Bytes a second of row copies by their size, and of plain pinned copies as lines."""
+    if not found:
+        return None
+    figure = _figure()
+    axes = figure.subplots()
+    for way, ceiling, shade in (
+        ("to the device", "to_device_bytes_s", "#e45756"), ("to the host", "to_host_bytes_s", "#4c78a8"),
+    ):  # fmt: skip
+        best: dict[float, float] = {}
+        for one in found:
+            if one["way"] == way:
+                size = one["bytes"] / 2**20
+                best[size] = max(best.get(size, 0.0), one["bytes"] / one["seconds"] / 1e9)
+        axes.plot(*zip(*sorted(best.items()), strict=True), color=shade, marker="o", markersize=3, label=way)
+        axes.axhline(ceilings[ceiling] / 1e9, color=shade, linestyle="--", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("MiB")
+    axes.set_ylabel("GB/s")
+    axes.legend(frameon=False, fontsize=8)
+    return figure

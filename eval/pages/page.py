@@ -97,6 +97,17 @@ def _tables(name: str, data: dict[str, Any]) -> Iterator[Part]:
                 "Share of the gap closed",
                 label,
             )
+        if one["title"].startswith("LoRA kernels"):
+            part.draw(
+                figures.bandwidth(data["lora"], data["ceilings"]["copy_bytes_s"]),
+                "Bytes that a layer's LoRA must move, over its time, as a share of a large copy's; one mark a batch",
+                f"{label} lora",
+            )
+            part.draw(figures.over_slots(data["lora"]), "Time over kernels on slot buffers", f"{label} peers")
+        if one["title"].startswith("Copies of scattered"):
+            part.draw(
+                figures.copies(data["copies"], data["ceilings"]), "Row copies beside plain pinned ones", label
+            )
         if "TTFT over rate" in one["title"]:
             part.draw(figures.ttft_over_rate(data["cells"]), "Mean TTFT over rate; bars: repeats", label)
         yield part
