@@ -11,6 +11,9 @@ from typing import Any
 from elora_sglang.eval import reporting
 from elora_sglang.eval.provenance import provenance
 
+LORA = (
+    "adapters", "rows", "skew", "distinct", "us a layer", "of copy bandwidth", "over csgmv", "over SegmentGEMM",
+)  # fmt: skip
 DRY = "a dry run: these times mean nothing"
 
 
@@ -21,18 +24,6 @@ def _over(seconds: float, other: float | None) -> str:
 def kernels(result: Mapping[str, Any]) -> list[reporting.Table]:
     """LoRA and copies of ``kernel_bench``."""
     ceilings = result["ceilings"]
-    header = [
-        *[
-            "adapters",
-            "rows",
-            "skew",
-            "distinct",
-            "us a layer",
-            "of copy bandwidth",
-            "over csgmv",
-            "over SegmentGEMM",
-        ]
-    ]
     lora = [
         [
             one["load"], one["rows"], f"{one['skew']:g}", one["distinct"], f"{1e6 * one['seconds']:.1f}",
@@ -55,7 +46,7 @@ def kernels(result: Mapping[str, Any]) -> list[reporting.Table]:
         for (way, slots), one in best.items()
     ]  # fmt: skip
     return [
-        reporting.Table("LoRA kernels: decode, all modules of a layer", header, lora),
+        reporting.Table("LoRA kernels: decode, all modules of a layer", LORA, lora),
         reporting.Table(
             "Copies of scattered rows",
             ("way", "slots", "MiB", "us", "slots a program", "of a plain pinned copy"),
