@@ -98,6 +98,11 @@ class EloraConfig:
         ("strict", "stock"),
     )
 
+    graph_rank: int = _setting(
+        128,
+        "On a GPU: the largest LoRA rank that decode CUDA graphs have room for, or that of the largest adapter given "
+        "at start-up. An adapter above it that is loaded later is refused.",
+    )
     audit_interval: int = _setting(
         0,
         "Audit slot ownership and adapter bytes every so many scheduler iterations and stop the server on a "
@@ -134,6 +139,7 @@ class EloraConfig:
     def _check_numbers(self) -> None:
         busy, idle = self.busy_watermark, self.idle_watermark
         for name, good, rule in (
+            ("graph_rank", self.graph_rank >= 1, "must be at least 1"),
             ("audit_interval", self.audit_interval >= 0, "must not be negative"),
             ("busy_watermark", 0 < busy <= 1, "must be above 0 and at most 1"),
             ("idle_watermark", 0 <= idle <= 1, "must be between 0 and 1"),

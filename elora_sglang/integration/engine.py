@@ -67,12 +67,13 @@ def imply_settings(server_args: Any, previous: Callable[[Any], None]) -> None:
     previous(server_args)
     for line in flags_lora.warnings(args, type(server_args)(model_path=args.model_path)):
         logger.warning("elora: %s", line)
+    # The Triton kernels read static tables, which decode graphs can replay; plain PyTorch reads slot lists on the host.
+    on_cuda = resolving_view(server_args).device == "cuda"
     declare_resolution(
         server_args,
         _SOURCE,
         radix_cache_backend="elora",
-        # Paged LoRA reads slot lists on the host; until the kernels read static tables, no graph can replay it.
-        disable_cuda_graph=True,
+        **({"disable_prefill_cuda_graph": True} if on_cuda else {"disable_cuda_graph": True}),
         **flags_lora.implied_values(args),
     )
 

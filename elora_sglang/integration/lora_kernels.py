@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Parts of a fused module (q, k, v), each with LoRA-rank rows of its own.
 MOST_PARTS = 3
-#: LoRA rank that CUDA graphs have room for where --max-lora-rank asks for less.
-GRAPH_RANK = 128
 #: Rows of a tile: of decode batches, whose adapters have a row or a few each, and of others.
 DECODE_TILE, PREFILL_TILE = 16, 64
 #: Programs that keep a GPU busy; fewer tiles than that share out the input features.
@@ -50,14 +48,14 @@ class TritonLoRA:
     @property
     def graph_rank(self) -> int:
         """The largest LoRA rank of an adapter that CUDA graphs have room for."""
-        return max(int(self._memory.max_lora_rank), GRAPH_RANK)
+        return max(self._memory.graph_rank, self._memory.largest_rank)
 
     def reserve(self, rows: int) -> None:
         """Make the tables that CUDA graphs of up to ``rows`` rows are captured with; larger ranks are refused then."""
         self._memory.most_rank = self.graph_rank
         self._static = DeviceBatch.empty(
             self._tables, rows, min(rows, self._memory.max_loras_per_batch),
-            rank_rows=MOST_PARTS * self.graph_rank, tile_rows=DECODE_TILE,
+            rank_rows=MOST_PARTS * self.graph_rank, rank=self.graph_rank, tile_rows=DECODE_TILE,
         )  # fmt: skip
 
     def plan(self, batch: SegmentBatch, rows: int, *, graph: bool) -> DeviceBatch:
@@ -85,9 +83,12 @@ class TritonLoRA:
 
     def shrink(self, x: torch.Tensor, batch: DeviceBatch, layer: int, module: str) -> torch.Tensor:
         """``A @ x``: ``[grouped rows, LoRA-rank rows]`` in x's dtype, zero where an adapter has fewer."""
-        h = torch.zeros((1, len(batch.order), batch.rank_rows), dtype=torch.float32, device=x.device)
-        kernel.shrink_into(x, h, batch, self._place(layer, module), kernel.Config())
-        return h[0].to(x.dtype)
+        config = _config(batch, x.shape[1])
+        h = torch.zeros(
+            (config.splits, len(batch.order), batch.rank_rows), dtype=torch.float32, device=x.device
+        )
+        kernel.shrink_into(x, h, batch, self._place(layer, module), config)
+        return (h[0] if config.splits == 1 else h.sum(0)).to(x.dtype)
 
     def expand(
         self, h: torch.Tensor, out: torch.Tensor, batch: DeviceBatch, layer: int, module: str
@@ -109,8 +110,11 @@ class TritonLoRA:
 
 
 def _config(batch: DeviceBatch, in_features: int) -> kernel.Config:
-    """Few tiles share out the input features; the choice depends on sizes only, never on what is in a batch."""
-    free = BUSY_PROGRAMS // max(len(batch.tiles) * math.ceil(batch.rank_rows / 16), 1)
+    """Few tiles share out the input features; the choice depends on sizes only, never on what is in a batch.
+
+    How many LoRA-rank rows an adapter has is not known here: programs for rows it lacks end at once, and do not count.
+    """
+    free = BUSY_PROGRAMS // max(len(batch.tiles), 1)
     blocks = math.ceil(in_features / kernel.Config.in_block)
     splits = 1
     while splits * 2 <= min(free, blocks, MOST_SPLITS):

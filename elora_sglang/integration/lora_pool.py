@@ -47,10 +47,12 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         self.store = AdapterStore(self)
         #: Called with a layer before its first adapter weights are read in a batch; see :meth:`wait_layer`.
         self.layer_fence: Callable[[int], None] | None = None
+        #: LoRA rank that CUDA graphs shall have room for, if there are any (``--elora-graph-rank``).
+        self.graph_rank = 128
         #: The largest LoRA rank that CUDA graphs have room for; None: no graphs, no limit.
         self.most_rank: int | None = None
         #: This batch's adapters by buffer id; None is the base model.
-        self.batch_adapters: list[PackedAdapter | None] = []
+        self.batch_adapters: list[PackedAdapter | None] = [None]
         super().__init__(*args, **kwargs)
 
     # -- wiring ---------------------------------------------------------------------------------
@@ -102,6 +104,18 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
                 "elora: the LoRA manager is not attached; the hook that attaches it did not run"
             )
         return self._manager
+
+    @property
+    def largest_rank(self) -> int:
+        """Of the adapters in this process, resident or not; 0 for none."""
+        parts = [
+            part.rank
+            for lora_id in self.manager.loras
+            for layer in self.layout(lora_id).layers
+            for module in layer.modules
+            for part in module.slices
+        ]
+        return max(parts, default=0)
 
     @property
     def on_cuda(self) -> bool:
@@ -194,8 +208,9 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
     def drop_all(self) -> None:
         """Forget all residency, as after a flush."""
         self._packed.clear()
-        self.batch_adapters = []
-        self.uid_to_buffer_id: dict[str | None, int] = {}
+        # SGLang captures graphs and warms up with batches of the base model that no `prepare_lora_batch` here saw.
+        self.batch_adapters = [None]
+        self.uid_to_buffer_id: dict[str | None, int] = {None: 0}
 
     def read_bytes(self, lora_id: str) -> torch.Tensor:
         """The resident adapter's weights as they are in the pool now: uint8 ``[payload bytes]``, a copy.
@@ -264,11 +279,12 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         """Any LoRA rank, up to what CUDA graphs have room for; target modules must be among those that are wrapped."""
         if not isinstance(config, LoRAConfig):
             return all(self.can_support(one) for one in config)
-        if self.most_rank is not None and config.r > self.most_rank:
+        rank = max(config.r, *((config.hf_config or {}).get("rank_pattern") or {"": 0}).values())
+        if self.most_rank is not None and rank > self.most_rank:
             raise AdapterError(
                 config.path or "adapter",
-                f"its LoRA rank {config.r} is above {self.most_rank}, for which CUDA graphs were captured",
-                f"Start the server with --max-lora-rank {config.r}, or with --disable-cuda-graph.",
+                f"its LoRA rank {rank} is above {self.most_rank}, for which CUDA graphs were captured",
+                f"Start the server with --elora-graph-rank {rank}, or with --disable-cuda-graph.",
             )
         targets = get_normalized_target_modules(config.target_modules)
         missing = sorted(targets - self.target_modules - {"all"})

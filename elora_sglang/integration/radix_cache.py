@@ -151,7 +151,6 @@ class EloraRadixCache(BasePrefixCache):
             weights,
             tier,
             self.stats,
-            self._order_behind_forward,
             self.meter,
         )
         self.adapters = TreeAdapters(self.driver, weights, self._order_behind_forward)

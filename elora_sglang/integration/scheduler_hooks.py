@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from elora_sglang.integration import config
 from elora_sglang.integration.radix_cache import EloraRadixCache
 from elora_sglang.integration.ticks import Tick
 from elora_sglang.runtime.pool import UnifiedPool
@@ -31,6 +32,7 @@ def bind_pool(result: None, runner: ModelRunner) -> None:
         return
     kv = runner.token_to_kv_pool
     manager.memory_pool.attach(manager)
+    manager.memory_pool.graph_rank = config.current(runner.server_args).graph_rank
     manager.memory_pool.bind(UnifiedPool(kv.k_buffer, kv.v_buffer, page_size=runner.page_size))
 
 

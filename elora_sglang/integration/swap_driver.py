@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,6 @@ class SwapDriver:
         weights: the LoRA pool, which places adapters.
         tier: host pool and transfer engine; ``None`` without a host tier.
         stats: counters to keep.
-        order: orders what comes next on the current stream behind the last launched forward.
         meter: told how long files took.
     """
 
@@ -98,7 +97,6 @@ class SwapDriver:
     weights: EloraLoRAMemoryPool
     tier: HostTier | None
     stats: CacheStats
-    order: Callable[[], None]
     meter: CostMeter | None = None
     #: Told of every copy, if there is one.
     auditor: Auditor | None = None
@@ -208,7 +206,8 @@ class SwapDriver:
         ]
         self.manager.loaded(action.transfer, parts)
         host, device = torch.cat([item.host_payload for item in action.items]), torch.cat(parts)
-        self.order()
+        # The engine queues it behind the running forward, on a stream of its own: this one waits for nothing, so that
+        # the next look at a slot list does not wait for the forward.
         try:
             self.tier.engine.load(action.transfer, host, device)
         except TransferError as error:
@@ -291,7 +290,6 @@ class SwapDriver:
     def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> bool:
         """Copy their slots as one; the engine knows it by the first one's id."""
         assert self.tier is not None
-        self.order()
         try:
             self.tier.engine.save(transfers[0], device, host)
         except TransferError as error:

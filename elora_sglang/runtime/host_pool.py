@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,7 @@ class HostPool(UnifiedPool):
         self.nbytes = self.num_slots * self.slot_bytes
         self._memory = _reserve(self.nbytes, available or available_memory)
         self._pinned = False
+        self._unpin: Callable[[], object] | None = None
         if pin and like.device.type == "cuda":
             self._pin()
         k_rows, v_rows = (self.num_slots * size for size in like.row_bytes)
@@ -128,10 +130,14 @@ class HostPool(UnifiedPool):
         self._runs = _FreeRuns(self.num_slots // self.page_size)
 
     def close(self) -> None:
-        """Unlock pinned memory. The pool must not be used any more. Idempotent."""
-        if self._pinned:
+        """Unlock pinned memory, after all copies from and to it. The pool must not be used any more. Idempotent.
+
+        A pool that is collected does so by itself: what the system unmaps must not stay locked, because the next
+        memory at that address could not be.
+        """
+        if self._unpin is not None:
             self._pinned = False
-            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
+            self._unpin()
 
     def _pin(self) -> None:
         # Registering our own memory: torch's pinned allocator rounds up to a power of two.
@@ -142,6 +148,14 @@ class HostPool(UnifiedPool):
                 "see `ulimit -l`); lower --elora-host-memory"
             )
         self._pinned = True
+        finalizer = weakref.finalize(self, _unlock, self._memory)
+        finalizer.atexit = False  # the end of the process unlocks everything, when CUDA may be gone already
+        self._unpin = finalizer
+
+
+def _unlock(memory: torch.Tensor) -> None:
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
 
 def slots_for(nbytes: int, like: UnifiedPool) -> int:

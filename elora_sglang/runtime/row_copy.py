@@ -10,6 +10,9 @@ from elora_sglang.runtime.pool import UnifiedPool
 
 #: Slots per run (on average) from which one copy per run beats one indexed copy of everything.
 RUN_UNITS = 16
+#: Where a kernel could copy scattered slots: up to so many runs are copied one by one, and all where they have so many
+#: bytes on average.
+FEW_RUNS, LONG_RUN = 8, 2**18
 
 
 class RowCopy:
@@ -48,13 +51,20 @@ class RowCopy:
         if not (self._from_run or self._to_run):
             cuts = cuts.unique()
         count = len(froms)
-        few = min(len(from_cuts), len(to_cuts)) + 1 if self._on_gpu else max(count // RUN_UNITS, 1)
+        by_kernel = kernel or (kernel is None and self._on_gpu and _pinned(source, target))
+        if by_kernel:
+            size = count * self._page * max(source.row_bytes)
+            few = max(FEW_RUNS if kernel is None else 1, size // LONG_RUN)
+        elif self._on_gpu:
+            few = min(len(from_cuts), len(to_cuts)) + 1
+        else:
+            few = max(count // RUN_UNITS, 1)
         self._pairs: list[tuple[int, int, int]] | None = None
         self._host_runs: list[tuple[int, int]] = []
         if not count or len(cuts) < few:
             bounds = [0, *cuts.tolist(), count] if count else [0]
             self._pairs = [(int(froms[a]), int(tos[a]), b - a) for a, b in pairwise(bounds)]
-        elif kernel or (kernel is None and self._on_gpu and _pinned(source, target)):
+        elif by_kernel:
             device = target.device if target.device.type == "cuda" else source.device
             slots = torch.stack([source_slots, target_slots]).to(torch.int32)
             if device.type == "cuda":

@@ -35,6 +35,14 @@ from elora_sglang.runtime.transfers import TransferEngine
 DTYPE = torch.bfloat16
 
 
+def _fill(rows: torch.Tensor) -> None:
+    """Small random numbers, the same ones over and over: drawing gigabytes would take minutes."""
+    block = torch.empty(min(len(rows), 1024), rows.shape[1], dtype=DTYPE).normal_(std=0.02)
+    for first in range(0, len(rows), len(block)):
+        part = rows[first : first + len(block)]
+        part.copy_(block[: len(part)])
+
+
 class Slots:
     """Device slots as SGLang's allocator gives them; slot 0 is never given. On the CPU, as plain lists are."""
 
@@ -113,7 +121,7 @@ class Model:
         tokens: torch.Tensor,
         written: torch.Tensor,
         read: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         batch: DeviceBatch | None,
         wait_layer: Any,
     ) -> torch.Tensor:
@@ -122,7 +130,8 @@ class Model:
         Args:
             tokens, written: ids ``[rows]`` and the slot of each.
             read: slots ``[requests, context]``; rows of a request lie together, as many for each.
-            mask: ``[requests, 1, rows of a request, context]``, what a row may see.
+            mask: ``[requests, 1, rows of a request, context]``, what a row may see; None: what came before it, where
+                the rows are the whole context.
             wait_layer: called before a layer reads its slots.
         """
         heads, (kv_heads, size) = self.shape.heads, self.shape.kv_row
@@ -141,6 +150,7 @@ class Model:
                 keys[read].view(requests, -1, kv_heads, size).transpose(1, 2),
                 values[read].view(requests, -1, kv_heads, size).transpose(1, 2),
                 attn_mask=mask,
+                is_causal=mask is None,
                 enable_gqa=True,
             )
             seen = seen.transpose(1, 2).reshape(len(tokens), heads * size)
@@ -198,7 +208,7 @@ class Loop:
         self.host = HostPool(host_slots, self.pool, pin=device.type == "cuda")
         for layer in range(shape.layers):
             for stream in (0, 1):
-                self.host.byte_rows(layer, stream).view(DTYPE).normal_(std=0.02)
+                _fill(self.host.byte_rows(layer, stream).view(DTYPE))
         self.engine = TransferEngine(self.pool, self.host)
         layouts = {name: layout(shape, rank, shape.layers, 1) for name, rank in adapters.items()}
         self.slots, self.weights = Slots(device_slots + 1), Weights(self.pool, layouts)
@@ -210,7 +220,6 @@ class Loop:
             self.weights,  # type: ignore[arg-type]
             SimpleNamespace(host=self.host, engine=self.engine),  # type: ignore[arg-type]
             CacheStats(),
-            lambda: None,
         )
         for name, one in layouts.items():
             taken = self.host.alloc(one.slots)
@@ -321,7 +330,7 @@ class Loop:
         tokens: list[int],
         written: torch.Tensor,
         read: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         jobs: Sequence[Job],
     ) -> list[int]:
         """Greedy next tokens of the last row of each job."""
@@ -329,7 +338,8 @@ class Loop:
         self.engine.before_forward()
         logits = self.model.forward(
             torch.tensor(tokens, device=self.device), written.to(self.device), read.to(self.device),
-            mask.to(self.device), self._lora(jobs, len(tokens) // len(jobs)), self.engine.wait_layer,
+            None if mask is None else mask.to(self.device), self._lora(jobs, len(tokens) // len(jobs)),
+            self.engine.wait_layer,
         )  # fmt: skip
         found: list[int] = logits.view(len(jobs), -1, logits.shape[-1])[:, -1].argmax(-1).tolist()
         return found
@@ -340,7 +350,7 @@ class Loop:
         mask = (torch.arange(end)[None, :] <= position[:, None])[None, None]
         slots = job.slots[:end]
         tokens = list(job.tokens[start:])
-        job.made = self._forward(tokens, slots[start:], slots[None], mask, [job])
+        job.made = self._forward(tokens, slots[start:], slots[None], mask if start else None, [job])
         job.first = self.now()
         self._insert(job, end)
 

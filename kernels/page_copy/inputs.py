@@ -60,6 +60,8 @@ def case(
         module = reference if name == "reference" else importlib.import_module(f"{__package__}.triton_kernel")
         poison(target)
         module.copy_rows(source, target, *slots, layers)
+        if device.type == "cuda":  # host memory does not wait for a stream
+            torch.cuda.synchronize(device)
         return joined(target)
 
     def expected() -> torch.Tensor:

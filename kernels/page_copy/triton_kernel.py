@@ -20,7 +20,7 @@ class Config:
     warps: int = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "first_layer"])
 def _copy(
     source, target, sources, targets, source_slots, target_slots, count, first_layer,
     K_WORDS: tl.constexpr, V_WORDS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,

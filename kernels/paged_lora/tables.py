@@ -91,11 +91,13 @@ class Tables:
         entries: int32 ``[layers, modules, SHRINK + EXPAND, FIELDS]``, see :func:`entries`; shared by all adapters of a
             layout.
         rank_rows: most LoRA-rank rows in one module.
+        rank: most of them in one part of a module.
     """
 
     slots: torch.Tensor
     entries: torch.Tensor
     rank_rows: int
+    rank: int
 
 
 class TableSet:
@@ -109,31 +111,32 @@ class TableSet:
     def __init__(self, modules: Sequence[str], device: torch.device | str) -> None:
         self.modules = {name: number for number, name in enumerate(modules)}
         self.device = torch.device(device)
-        self._entries: dict[int, tuple[LayoutLike, torch.Tensor, int]] = {}
+        self._entries: dict[int, tuple[LayoutLike, torch.Tensor, int, int]] = {}
         self._tables: WeakKeyDictionary[PackedLike, Tables] = WeakKeyDictionary()
 
     def of(self, adapter: PackedLike) -> Tables:
         """The adapter's tables. Raises KeyError for a module that is not among ``modules``."""
         found = self._tables.get(adapter)
         if found is None:
-            _, table, rank_rows = self._layout(adapter.layout)
+            _, table, rank_rows, rank = self._layout(adapter.layout)
             slots = adapter.slots.to(device=self.device, dtype=torch.int32)
-            found = self._tables[adapter] = Tables(slots, table, rank_rows)
+            found = self._tables[adapter] = Tables(slots, table, rank_rows, rank)
         return found
 
-    def _layout(self, layout: LayoutLike) -> tuple[LayoutLike, torch.Tensor, int]:
+    def _layout(self, layout: LayoutLike) -> tuple[LayoutLike, torch.Tensor, int, int]:
         if id(layout) not in self._entries:
             numbers = torch.zeros(
                 (len(layout.layers), len(self.modules), SHRINK + EXPAND, FIELDS), dtype=torch.int32
             )
-            rank_rows = 0
+            rank_rows = rank = 0
             for index, layer in enumerate(layout.layers):
                 for shape in layer.modules:
                     slices = [(part.offset, part.width, part.rank) for part in shape.slices]
                     found = entries(layer.pieces_of(shape.name), slices, layout.itemsize)
                     numbers[index, self.modules[shape.name]] = torch.tensor(found, dtype=torch.int32)
                     rank_rows = max(rank_rows, shape.rank_rows)
-            self._entries[id(layout)] = layout, numbers.to(self.device), rank_rows
+                    rank = max(rank, *(part.rank for part in shape.slices))
+            self._entries[id(layout)] = layout, numbers.to(self.device), rank_rows, rank
         return self._entries[id(layout)]
 
 
@@ -152,7 +155,7 @@ class DeviceBatch:
         adapters: int64 ``[adapters, 2]``: addresses of an adapter's slot and entry tables.
         scalings: float32 ``[adapters]``.
         tile_rows: rows of a tile, a power of two from 16 up.
-        rank_rows: no adapter has more LoRA-rank rows in a module than this.
+        rank_rows, rank: no adapter has more LoRA-rank rows than these in a module, and in a part of one.
         tables: where adapters' tables come from.
         keep: those that the addresses point to.
     """
@@ -163,12 +166,13 @@ class DeviceBatch:
     scalings: torch.Tensor
     tile_rows: int
     rank_rows: int
+    rank: int
     tables: TableSet
     keep: list[Tables]
 
     @classmethod
     def empty(
-        cls, tables: TableSet, rows: int, adapters: int, *, rank_rows: int, tile_rows: int
+        cls, tables: TableSet, rows: int, adapters: int, *, rank_rows: int, rank: int, tile_rows: int
     ) -> DeviceBatch:
         """Room for any batch of so many rows and adapters: what a CUDA graph is captured with."""
         return cls(
@@ -178,6 +182,7 @@ class DeviceBatch:
             scalings=torch.zeros(adapters, dtype=torch.float32, device=tables.device),
             tile_rows=tile_rows,
             rank_rows=rank_rows,
+            rank=rank,
             tables=tables,
             keep=[],
         )
@@ -187,11 +192,13 @@ class DeviceBatch:
         """``batch`` in tables no larger than it needs."""
         plan = _plan(batch, tables, tile_rows)
         rank_rows = max((one.rank_rows for one in plan.adapters), default=1)
+        rank = max((one.rank for one in plan.adapters), default=1)
         whole = cls.empty(
             tables,
             max(len(plan.order), 1),
             max(len(plan.adapters), 1),
             rank_rows=rank_rows,
+            rank=rank,
             tile_rows=tile_rows,
         )
         made = replace(whole, tiles=whole.tiles[: max(len(plan.tiles), 1)])
@@ -214,7 +221,7 @@ class DeviceBatch:
             len(plan.order) <= len(self.order)
             and len(plan.tiles) <= len(self.tiles)
             and len(plan.adapters) <= len(self.adapters)
-            and all(one.rank_rows <= self.rank_rows for one in plan.adapters)
+            and all(one.rank_rows <= self.rank_rows and one.rank <= self.rank for one in plan.adapters)
         )
         if not fits:
             ranks = max((one.rank_rows for one in plan.adapters), default=0)

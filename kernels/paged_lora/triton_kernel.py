@@ -84,13 +84,13 @@ def _weights(
         inside = element % row
     slot = tl.load(slots + slot_index, mask=ok, other=0).to(tl.int64)
     start = slot * row + inside + tl.where(stream == 0, 0, between)
-    start = tl.multiple_of(start, [1, VEC])
+    start = tl.multiple_of(start, [VEC, VEC])
     pointers = pool + start[:, :, None] + tl.arange(0, VEC)[None, None, :]
     found = tl.load(pointers, mask=ok[:, :, None], other=0.0)
     return tl.reshape(found, [element.shape[0], element.shape[1] * VEC])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["place"])
 def _shrink(
     x, x_stride, h, h_split, h_stride, pool, between, order, tiles, adapters, place,
     COLS: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, VEC: tl.constexpr,
@@ -140,7 +140,7 @@ def _shrink(
     tl.store(target, sums, mask=row_ok[:, None] & (rank < rank_rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["place"])
 def _expand(
     h, h_split, h_stride, out, out_stride, pool, between, order, tiles, adapters, scalings, place,
     COLS: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, VEC: tl.constexpr,
@@ -206,7 +206,8 @@ def shrink_into(x: torch.Tensor, h: torch.Tensor, batch: DeviceBatch, place: Pla
     """
     columns = x.shape[1]
     vec = vector(place.k.element_size(), columns, place.k.shape[1], place.v.shape[1])
-    grid = (len(batch.tiles), triton.cdiv(batch.rank_rows, config.rank_block), config.splits)
+    most = min(batch.rank_rows, batch.rank * len(place.widths))  # modules with fewer parts have fewer rows
+    grid = (len(batch.tiles), triton.cdiv(most, config.rank_block), config.splits)
     _shrink[grid](
         x, x.stride(0), h, h.stride(0), h.stride(1), place.k, place.between,
         batch.order, batch.tiles, batch.adapters, place.entry,

@@ -112,6 +112,13 @@ def test_a_platform_that_sets_the_running_limit_later_is_followed() -> None:
     assert args.max_loras_per_batch == 7
 
 
+def test_decode_cuda_graphs_stay_on_where_there_is_cuda() -> None:
+    on_cuda = resolved(device="cuda")[1]
+    assert not on_cuda.disable_cuda_graph and on_cuda.disable_prefill_cuda_graph
+    assert not on_cuda.disable_decode_cuda_graph
+    assert resolved(device="cpu")[1].disable_cuda_graph
+
+
 def test_stocks_own_lora_checks_accept_what_elora_implies() -> None:
     from sglang.srt.arg_groups.lora_hook import check_lora_server_args
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lora_world import (
     tp_shard,
 )
 from sglang.srt.lora.lora_config import LoRAConfig
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from elora_sglang.integration.adapter_files import AdapterError
 from elora_sglang.integration.lora_weights import FUSED, lora_scaling
@@ -217,6 +219,27 @@ def test_batch_numbers_do_not_depend_on_set_order() -> None:
     assert world.pool.uid_to_buffer_id == {i: n for n, i in enumerate(ids)}
     with pytest.raises(RuntimeError, match="--max-loras-per-batch is 6"):
         world.pool.prepare_lora_batch({*ids, None}, {}, [], {})
+
+
+def test_where_cuda_graphs_have_no_room_for_a_rank_it_is_refused() -> None:
+    world = make_world()
+    world.add("wide", *random_adapter(SHAPE, ["q_proj"], 8, seed=1, rank_pattern={"q_proj": 24}))
+    assert world.pool.largest_rank == 24
+    world.pool.most_rank = 24
+    config = {"lora_alpha": 16, "target_modules": ["q_proj"]}
+    assert world.pool.can_support(LoRAConfig.from_dict({**config, "r": 24}))
+    for wider in ({"r": 25}, {"r": 8, "rank_pattern": {"layers.0": 32}}):
+        with pytest.raises(AdapterError, match=r"--elora-graph-rank (25|32)"):
+            world.pool.can_support(LoRAConfig.from_dict({**config, **wider}))
+
+
+def test_base_batches_run_before_any_adapter_was_there() -> None:
+    """As SGLang captures CUDA graphs and warms up: right after the pool is bound, without asking for adapters."""
+    world = make_world()
+    assert world.pool.uid_to_buffer_id == {None: 0}
+    forward = SimpleNamespace(batch_size=3, extend_seq_lens_cpu=[1, 1, 1], forward_mode=ForwardMode.EXTEND)
+    world.manager.lora_backend.prepare_lora_batch(forward, [0, 0, 0], [0] * 32, [0] * 32, False)
+    assert not world.manager.lora_backend.batch_info.rows.segments
 
 
 def test_any_lora_rank_is_supported_but_only_wrapped_modules() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from elora_sglang.integration import lora_kernels
 from elora_sglang.integration.lora_backend import EloraLoRABackend
 from elora_sglang.integration.lora_pool import PLACE
 from elora_sglang.kernels.paged_lora.inputs import MODULE, Inputs, make_inputs
@@ -26,6 +27,7 @@ class Memory:
         self.num_layer, self.max_lora_rank, self.max_loras_per_batch = 1, 64, 8
         self.batch_adapters = [None, *inputs.adapters]
         self.most_rank: int | None = None
+        self.graph_rank, self.largest_rank = 128, 64
         self.waited: list[int] = []
 
     def wait_layer(self, layer: int) -> None:
@@ -84,6 +86,25 @@ def test_a_batch_through_the_kernels(rows: list[tuple[int | None, int]]) -> None
 
     close(apply(one, inputs, all_reduce=all_reduce), inputs)
     assert len(reduced) == 2 and one.memory_pool.waited == [0, 0]  # type: ignore[union-attr]
+
+
+def test_few_rows_share_out_the_input_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(
+        seed=4, ranks=[8, 3, 24], rows=ROWS, in_features=1024, widths=(32, 16), scattered=True
+    )
+    one = backend(inputs)
+    prepare(one, inputs, ROWS)
+    splits: list[int] = []
+    original = lora_kernels.kernel.shrink_into
+
+    def noted(x, h, batch, place, config):  # type: ignore[no-untyped-def]
+        splits.append(config.splits)
+        original(x, h, batch, place, config)
+
+    monkeypatch.setattr(lora_kernels.kernel, "shrink_into", noted)
+    close(apply(one, inputs), inputs)
+    close(apply(one, inputs, all_reduce=lambda part: part), inputs)
+    assert splits == [8, 8]
 
 
 def test_graphs_read_tables_that_stay_where_they_are() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from elora_sglang.runtime import row_copy
 from elora_sglang.runtime.pool import UnifiedPool
 from elora_sglang.runtime.row_copy import RowCopy
 
@@ -25,3 +27,21 @@ def test_a_layer_at_a_time() -> None:
     kept = torch.ones(30, dtype=torch.bool)
     kept[tos] = False
     assert torch.equal(target.word_rows(1, 0)[kept], before[1][kept])
+
+
+def test_scattered_slots_go_by_the_kernel_whatever_their_runs_have_in_common(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a GPU and pinned memory, which are made believe here: how a copy goes is decided without them."""
+    monkeypatch.setattr(RowCopy, "_on_gpu", property(lambda self: True))
+    monkeypatch.setattr(row_copy, "_pinned", lambda source, target: True)
+    generator = torch.Generator().manual_seed(2)
+    source, target = pool(4000, generator), pool(4000, generator)
+    every_other = torch.arange(0, 200, 2)
+    assert RowCopy(source, target, every_other, every_other + 1).how == "kernel/1"
+    few = torch.cat([torch.arange(first, first + 9) for first in (0, 100, 300)])
+    assert RowCopy(source, target, few, few).how == "runs/1"
+    monkeypatch.setattr(row_copy, "LONG_RUN", 64 * 16)  # 16 rows
+    long = torch.cat([torch.arange(first, first + 20) for first in range(0, 3000, 100)])
+    assert RowCopy(source, target, long, long).how == "runs/1"
+    assert RowCopy(source, target, long[::2], long[::2]).how == "kernel/1"
