@@ -9,7 +9,7 @@ back is not counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elora_sglang.eval.sim import machine as machines
@@ -35,6 +35,8 @@ SPANS = {"chat": (600.0, 120.0), "translation": (0.0, 60.0), "agents": (300.0, 6
 #: Chat thinks for a minute, not for the 160 s of the generator: the paper says nothing of think times, and with these a
 #: run of some thousand turns holds several of them.
 THINKING = {"chat": {"think_s": 60.0, "think_most": 600.0}}
+#: ELORA with so many times the device memory, so that nothing ever leaves it: what prefill and scheduler alone take.
+RESIDENT, PLENTY = "all-resident", 50.0
 #: A curve ends where the mean TTFT is longer.
 OVERLOADED_S = 10.0
 #: Warm-up never takes more turns than this, nor more than are counted; at such rates caches are full long before.
@@ -103,6 +105,8 @@ class Scene:
 
         Raises OverLimitError once the mean TTFT is sure to be above ``limit_s``.
         """
+        if name == RESIDENT:
+            return replace(self, memory=PLENTY).serve("elora", rate, turns, seed, limit_s)
         machine, sizes = self._sizes()
         warmup_s = self.warmup_s(rate, turns)
         return simulate(
@@ -192,7 +196,7 @@ def measure(
     beside_of: str = "hicache",
     sweep: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Peaks of all; of each baseline and ELORA the figures at ``loads`` of the baseline's peak.
+    """Peaks of all; of each baseline, ELORA and :data:`RESIDENT` the figures at ``loads`` of the baseline's peak.
 
     ``beside``: systems and policies to serve at the loads of ``beside_of`` as well; their own peaks nobody asks for.
     ``sweep``: shares of ELORA's peak at which all that have peaks are served, for a curve.
@@ -212,8 +216,8 @@ def measure(
             rate = load * peaks[base].rate
             if not rate:
                 continue
-            for name in dict.fromkeys((base, "elora", *(beside if base == beside_of else ()))):
-                figures = scene.serve(name, rate, turns.reported, REPORTED, **chosen[name])
+            for name in dict.fromkeys((base, "elora", RESIDENT, *(beside if base == beside_of else ()))):
+                figures = scene.serve(name, rate, turns.reported, REPORTED, **chosen.get(name, {}))
                 cells.append({"of": base, "load": load, "rate": rate, "system": name, "figures": figures})
     curve = []
     for share in sweep:

@@ -46,8 +46,8 @@ def tables(results: Results) -> Iterator[Table]:
 #: Baselines that a table of scenes shows; ``vllm-split`` is not tuned, ``static`` is in the scenes with less memory.
 SHOWN = ("vllm", "vllm-split", "s-lora", "hicache", "static")
 SCENE_HEADER = (
-    "peak vllm", *SHOWN[1:], "elora", "TTFT / vllm", *(f"/ {name}" for name in SHOWN[1:]), "invalid KV of vllm",
-    "of the split",
+    "peak vllm", *SHOWN[1:], "elora", "TTFT / vllm", *(f"/ {name}" for name in SHOWN[1:]), "/ all resident",
+    "invalid KV of vllm", "of the split",
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def _scene_row(one: dict[str, Any]) -> list[str]:
     for base in SHOWN:
         found = claims.ratios([one], base, mean_ttft)
         row.append(" ".join(f"{ratio:.2f}" for ratio in found))
+    limit = claims.over_resident([one], mean_ttft)
+    row.append(f"{statistics.fmean(limit):.2f}" if limit else "")
     for base in ("vllm", "vllm-split"):
         invalid = [c["figures"]["invalid_kv"] for c in one["cells"] if c["system"] == c["of"] == base]
         row.append(f"{100 * statistics.fmean(invalid):.0f} %" if invalid else "")

@@ -61,3 +61,9 @@ def test_nothing_is_drawn_of_what_was_not_compared() -> None:
         one["slot_buffer_seconds"] = None
     assert figures.over_slots(data["lora"]) is None and figures.bandwidth([], 1.0) is None
     assert [aim.name for aim in kernel_bench.aims(data)][1].startswith("row copies")
+
+
+def test_no_batch_begins_after_its_time() -> None:
+    jobs = [lambda number=number: {"number": number} for number in range(3)]
+    assert kernel_bench._within(0.0, iter(jobs)) == [{"number": 0}]
+    assert len(kernel_bench._within(60.0, iter(jobs))) == 3
