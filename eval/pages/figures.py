@@ -239,6 +239,28 @@ def share_bars(header: Sequence[str], rows: Sequence[Sequence[str]], unit: str) 
     return figure
 
 
+def ratio_bars(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure | None:
+    """A table of ratios as grouped bars around 1, one group a row."""
+    if not rows:
+        return None
+    figure = _figure(8.0, 1.0 + 0.3 * len(rows))
+    axes = figure.subplots()
+    height = 0.8 / (len(header) - 1)
+    for place, label in enumerate(header[1:]):
+        axes.barh(
+            [-(y + place * height) for y in range(len(rows))],
+            [float(row[place + 1] or 1.0) - 1.0 for row in rows],
+            height,
+            left=1.0,
+            label=label,
+        )
+    axes.set_yticks([-(y + 0.4 - height / 2) for y in range(len(rows))], [row[0] for row in rows], fontsize=7)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel(header[0])
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def bandwidth(batches: Sequence[dict[str, Any]], ceiling: float) -> Figure | None:
     """Share of the copy bandwidth that LoRA kernels reach, over the distinct adapters of a batch."""
     if not batches:

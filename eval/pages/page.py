@@ -91,6 +91,8 @@ def _tables(name: str, data: dict[str, Any]) -> Iterator[Part]:
             part.draw(
                 figures.curve(found["centre"][0]["curve"]), "Mean TTFT over rate; the limit as a line", label
             )
+        if one["title"].startswith("What each part is worth"):
+            part.draw(figures.ratio_bars(one["header"], one["rows"]), "Mean TTFT without a part", label)
         if one["title"].startswith("Mooncake"):
             part.draw(
                 figures.share_bars(one["header"], one["rows"], one["header"][0]),

@@ -259,7 +259,7 @@ BEYOND = (
         "invalid KV of a fixed split",
         "42.4 %",
         _invalid("vllm-split"),
-        "KV is stranded where adapters outnumber buffers: 15 to 38 % there, nothing elsewhere; 53 to 80 % with less memory",
+        "KV is stranded where adapters outnumber buffers: 15 to 38 % there, 0 elsewhere; 53 to 80 % with less memory",
     ),
     *_conditions(
         "vllm",

@@ -10,7 +10,7 @@ import pytest
 
 from elora_sglang.eval import reproduce
 from elora_sglang.eval.reproduction import claims, gap, overhead, plan, scene, tables
-from elora_sglang.eval.reproduction.scene import Scene, Turns, measure
+from elora_sglang.eval.reproduction.scene import RESIDENT, Scene, Turns, measure
 from elora_sglang.eval.state import State
 
 
@@ -36,7 +36,9 @@ def test_a_scene_tunes_searches_and_compares_at_each_baselines_own_load(short: N
     assert 0 < peak < found["peaks"]["vllm"]["failed"] < 1.09 * peak
     assert found["knobs"]["vllm"]["slots"] > 0 and found["knobs"]["elora"] == {}
     places = [(cell["load"], cell["system"]) for cell in found["cells"]]
-    assert places == [(load, name) for load in (0.5, 0.8) for name in ("vllm", "elora", "lru")]
+    assert places == [(load, name) for load in (0.5, 0.8) for name in ("vllm", "elora", RESIDENT, "lru")]
+    times = [cell["figures"]["ttft"]["mean"] for cell in found["cells"][1:3]]
+    assert claims.over_resident([found], claims.mean_ttft)[0] == times[0] / times[1] > 0.99
     assert all(cell["rate"] == pytest.approx(cell["load"] * peak) for cell in found["cells"])
     assert {point["system"] for point in found["curve"]} <= {"vllm", "elora"} and found["curve"]
 
@@ -74,6 +76,7 @@ def results() -> claims.Results:
     ablated = [cell("hicache", 0.8, name, ttft) for name, ttft in times.items()]
     less = place | {"memory": 0.125}
     scarce = [cell("static", 0.7, "static", 1.0), cell("static", 0.7, "elora", 0.9)]
+    grid.append(cell("vllm", 0.5, RESIDENT, 0.4))
     return {
         "grid": [{"scene": place, "cells": grid, "peaks": peaks}],
         "scarce": [{"scene": less, "cells": scarce, "peaks": peaks}],
@@ -92,7 +95,9 @@ def results() -> claims.Results:
 
 def test_claims_are_ratios_at_the_baselines_loads() -> None:
     found = results()
+    assert all(all(row) for row in claims.table(found)), "no cell is empty, least of all why we differ"
     rows = {row[0]: row[2] for row in claims.table(found)}
+    assert rows["mean TTFT over a server with memory for everything, the grid"] == "+0.0 % (+0.0 to +0.0)"
     assert rows["mean TTFT against vLLM"] == "-70.0 % (-80.0 to -60.0)"
     assert rows["peak load against vLLM"] == "+80.0 % (+80.0 to +80.0)"
     assert rows["TTFT with LRU instead of the cost model"] == "1.50x (1.50 to 1.50)"
