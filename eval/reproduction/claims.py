@@ -225,8 +225,8 @@ CLAIMS = (
         "TTFT without one term of the score",
         "1.19x to 1.25x",
         _terms,
-        "as above; at a quarter of the memory recency is worth 3 to 4 %; where the host is short, too, see the gaps on the "
-        "Mooncake trace",
+        "as above; at a quarter of the memory recency is worth 3 to 4 %; where the host is short, too, see the gaps on "
+        "the Mooncake trace",
     ),
     Claim(
         "mean TTFT with 1000 and 2000 adapters, against vLLM",
