@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from elora_sglang.eval import reporting
+from elora_sglang.eval.provenance import provenance
 from elora_sglang.eval.reproduction import claims, gap, plan, tables
 from elora_sglang.eval.reproduction.scene import Turns
 from elora_sglang.eval.state import State
@@ -48,13 +50,31 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
+#: Of cells on disk; another one finds none of the old.
+LAYOUT = "cells 2"
+
 _tasks: list[plan.Task] = []
 _state: State | None = None
 
 
-def _work(number: int) -> Any:
+def _work(number: int) -> dict[str, Any]:
+    """The cell of a task: its result, and when it was computed by which commit, in how many seconds."""
     assert _state is not None
-    return _state.cell(_tasks[number].key, _tasks[number].work)
+    return dict(_state.cell(_cell(_tasks[number]), lambda: _measured(_tasks[number])))
+
+
+def _measured(task: plan.Task) -> dict[str, Any]:
+    begun = time.monotonic()
+    result = task.work()
+    return {
+        "commit": provenance().get("commit"),
+        "seconds": round(time.monotonic() - begun, 1),
+        "result": result,
+    }
+
+
+def _cell(task: plan.Task) -> tuple[object, ...]:
+    return (*task.key, LAYOUT)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,11 +94,17 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"reproduce: --only {', '.join(sorted(unknown))}: no such kind of task")
     state = State(args.state)
     if args.finished:
-        tasks = [task for task in tasks if state.has(*task.key)]
+        tasks = [task for task in tasks if state.has(*_cell(task))]
     found = compute(tasks, state, args.jobs)
     results: claims.Results = {}
-    for task, result in zip(tasks, found, strict=True):
-        results.setdefault(task.kind, []).append(result)
+    for task, cell in zip(tasks, found, strict=True):
+        results.setdefault(task.kind, []).append(cell["result"])
+    commits = sorted({str(cell["commit"]) for cell in found})
+    if len(commits) > 1:
+        reporting.progress(
+            f"reproduce: the cells in {args.state} are of {len(commits)} commits ({', '.join(commits)}); remove the "
+            "folder to measure all of them with this one"
+        )
     shown = list(tables.tables(results))
     if plan.complete(set(results)):
         shown.insert(
@@ -94,15 +120,21 @@ def run(args: argparse.Namespace) -> int:
         rows=first.rows,
         more=more,
         aims=aims(results),
-        data={"finished": len(tasks), "tables": [asdict(one) for one in shown], "reproduction": results},
+        data={
+            "finished": len(tasks),
+            "cells_by_commits": commits,
+            "cell_seconds": round(sum(cell["seconds"] for cell in found)),
+            "tables": [asdict(one) for one in shown],
+            "reproduction": results,
+        },
     )
 
 
-def compute(tasks: Sequence[plan.Task], state: State, jobs: int) -> list[Any]:
-    """Results of all tasks, in order; missing ones are computed by ``jobs`` processes."""
+def compute(tasks: Sequence[plan.Task], state: State, jobs: int) -> list[dict[str, Any]]:
+    """Cells of all tasks, in order (see :func:`_work`); missing ones are computed by ``jobs`` processes."""
     global _tasks, _state  # forked workers inherit them
     _tasks, _state = list(tasks), state
-    missing = [number for number, task in enumerate(tasks) if not state.has(*task.key)]
+    missing = [number for number, task in enumerate(tasks) if not state.has(*_cell(task))]
     with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="task") as bar:
         if jobs < 2:
             for number in missing:

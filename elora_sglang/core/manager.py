@@ -66,6 +66,9 @@ EVENTS = (
 BATCH_WINDOW_S = 5.0
 #: By how much the measured decode step may change from one iteration to the next.
 STEP_FALLS, STEP_RISES = 0.5, 1.05
+#: Iterations after an admission that may hold its prefill: with SGLang's overlap schedule the one that admits waits for
+#: the batch before.
+PREFILL_TICKS = 2
 
 
 class CacheManager:
@@ -118,7 +121,7 @@ class CacheManager:
         self._running = 0
         self._next_plan = 0.0
         self._queue_changed = False
-        self._admitted = False
+        self._unmeasured = 0
         self.step_s = 0.0
 
     # -- what a policy sees -----------------------------------------------------------------------
@@ -175,10 +178,11 @@ class CacheManager:
 
     def _measure_step(self, elapsed: float) -> None:
         """Follow the shortest iterations: what is longer did more than decode, or waited for something."""
-        if self._running and not self._admitted and elapsed > 0.0:
+        if self._unmeasured:
+            self._unmeasured -= 1
+        elif self._running and elapsed > 0.0:
             before = self.step_s or elapsed
             self.step_s = min(max(elapsed, STEP_FALLS * before), STEP_RISES * before)
-        self._admitted = False
 
     def _measure_batch(self, size: int) -> None:
         sizes = self._load_sizes
@@ -202,7 +206,7 @@ class CacheManager:
 
     def started(self, rid: str, node: Node) -> None:
         """It was admitted with the prefix that ends at ``node``: one counted use; its guards go."""
-        self._admitted = True
+        self._unmeasured = PREFILL_TICKS
         self._leave_queue(rid)
         self.tree.count_use(node)
         self.swapper.offer_path(node)

@@ -72,7 +72,8 @@ LORA_FLAGS: tuple[LoraFlag, ...] = (
     LoraFlag(
         "max_lora_rank",
         Verdict.IGNORED,
-        "LoRA ranks mix freely, and nothing is padded to a maximum; no adapter is refused for its rank.",
+        "LoRA ranks mix freely, and nothing is padded to a maximum; no adapter is refused for its rank, but on a GPU "
+        "with CUDA graphs above `--elora-graph-rank`.",
         lambda args: ANY_LORA_RANK,
     ),
     LoraFlag(

@@ -110,11 +110,13 @@ class TritonLoRA:
 
 
 def _config(batch: DeviceBatch, in_features: int) -> kernel.Config:
-    """Few tiles share out the input features; the choice depends on sizes only, never on what is in a batch.
+    """Few programs share out the input features. A batch always gets the same choice, so its results are the same.
 
-    How many LoRA-rank rows an adapter has is not known here: programs for rows it lacks end at once, and do not count.
+    Where a CUDA graph is captured the LoRA ranks are not known: programs for rows that an adapter lacks end at once,
+    and do not count.
     """
-    free = BUSY_PROGRAMS // max(len(batch.tiles), 1)
+    blocks_of_ranks = 1 if batch.fixed else math.ceil(batch.rank_rows / kernel.Config.rank_block)
+    free = BUSY_PROGRAMS // max(len(batch.tiles) * blocks_of_ranks, 1)
     blocks = math.ceil(in_features / kernel.Config.in_block)
     splits = 1
     while splits * 2 <= min(free, blocks, MOST_SPLITS):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 
 import torch
 
 from elora_sglang.runtime.pool import UnifiedPool
+
+logger = logging.getLogger(__name__)
 
 
 class HostMemoryError(MemoryError):
@@ -155,7 +158,9 @@ class HostPool(UnifiedPool):
 
 def _unlock(memory: torch.Tensor) -> None:
     torch.cuda.synchronize()
-    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+    status = torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+    if int(status) != 0:
+        logger.warning("elora: pinned host memory was not unlocked (CUDA error %d)", int(status))
 
 
 def slots_for(nbytes: int, like: UnifiedPool) -> int:

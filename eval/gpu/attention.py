@@ -53,7 +53,7 @@ def scene(seed: int, device: torch.device) -> Scene:
     )  # fmt: skip
     pool = inputs.adapters[0].pool
     streams = [pool.byte_rows(0, stream) for stream in (0, 1)]
-    taken = torch.cat([one.slots for one in inputs.adapters]).unique()
+    taken = torch.cat([one.slots for one in inputs.adapters]).unique().cpu()
     free = torch.ones(len(streams[0]), dtype=torch.bool)
     free[taken] = False
     generator = torch.Generator().manual_seed(seed)
@@ -123,8 +123,10 @@ def flashinfer(seed: int, device: torch.device) -> dict[str, Any]:
         from flashinfer import BatchDecodeWithPagedKVCacheWrapper
     except ImportError as error:
         return {"skipped": f"not compared: {error}"}
-    workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
     try:
+        workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
         return {**check(BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD"), seed, device)}
     except AssertionError as error:
         return {"fault": str(error)}
+    except Exception as error:  # its kernels are compiled on first use, which a machine may not be able to
+        return {"skipped": f"not compared: {error}"}

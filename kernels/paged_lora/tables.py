@@ -156,6 +156,7 @@ class DeviceBatch:
         scalings: float32 ``[adapters]``.
         tile_rows: rows of a tile, a power of two from 16 up.
         rank_rows, rank: no adapter has more LoRA-rank rows than these in a module, and in a part of one.
+        fixed: whether sizes are capacities for any batch, not those of one.
         tables: where adapters' tables come from.
         keep: those that the addresses point to.
     """
@@ -167,6 +168,7 @@ class DeviceBatch:
     tile_rows: int
     rank_rows: int
     rank: int
+    fixed: bool
     tables: TableSet
     keep: list[Tables]
 
@@ -183,6 +185,7 @@ class DeviceBatch:
             tile_rows=tile_rows,
             rank_rows=rank_rows,
             rank=rank,
+            fixed=True,
             tables=tables,
             keep=[],
         )
@@ -201,7 +204,7 @@ class DeviceBatch:
             rank=rank,
             tile_rows=tile_rows,
         )
-        made = replace(whole, tiles=whole.tiles[: max(len(plan.tiles), 1)])
+        made = replace(whole, fixed=False, tiles=whole.tiles[: max(len(plan.tiles), 1)])
         made._write(plan)
         return made
 

@@ -222,9 +222,11 @@ def test_the_decode_step_is_what_the_shortest_iterations_take() -> None:
     assert small.manager.step_s == 0.0, "nothing ran in those 9 seconds"
     small.manager.tick(now := now + 0.01, 100, running=1)
     assert small.manager.step_s == pytest.approx(0.01)
-    small.manager.started("r", small.manager.tree.base)
-    small.manager.tick(now := now + 0.001, 100, running=2)
-    assert small.manager.step_s == pytest.approx(0.01), "somebody was admitted: that was a prefill"
+    for first, second in ((0.3, 0.01), (0.01, 0.3)):  # the prefill at once, and behind the batch before
+        small.manager.started("r", small.manager.tree.base)
+        small.manager.tick(now := now + first, 100, running=2)
+        small.manager.tick(now := now + second, 100, running=2)
+        assert small.manager.step_s == pytest.approx(0.01), "somebody was admitted: there was a prefill"
     small.manager.tick(now := now + 0.1, 100, running=2)
     assert small.manager.step_s == pytest.approx(0.0105), "one long wait is no longer step"
     for _ in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from itertools import pairwise
 
@@ -161,3 +162,45 @@ def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host_pool.available_memory() == 4000
     files.clear()
     assert host_pool.available_memory() is None
+
+
+class Cuda:
+    """Stands for ``torch.cuda``: notes what is locked and unlocked."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.calls: list[str] = []
+        self.status = status
+
+    def cudart(self) -> Cuda:
+        return self
+
+    def synchronize(self) -> None:
+        self.calls.append("wait")
+
+    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        self.calls.append("lock")
+        return 0
+
+    def cudaHostUnregister(self, pointer: int) -> int:
+        self.calls.append("unlock")
+        return self.status
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_pinned_memory_is_unlocked_once_behind_all_copies(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, closed: int
+) -> None:
+    """However often it is closed, and when it is collected without."""
+    cuda = Cuda(status=0 if closed else 7)
+    for name in ("cudart", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    host = HostPool(32, make_device(), pin=False)
+    host._pin()
+    assert cuda.calls == ["lock"] and host.pinned
+    for _ in range(closed):
+        host.close()
+        assert cuda.calls == ["lock", "wait", "unlock"] and not host.pinned
+    del host
+    gc.collect()
+    assert cuda.calls == ["lock", "wait", "unlock"]
+    assert ("CUDA error 7" in caplog.text) == (not closed)

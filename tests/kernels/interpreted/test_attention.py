@@ -89,9 +89,9 @@ def test_decode_sees_kv_and_nothing_else(dtype: torch.dtype, page_size: int, hea
     assert not torch.allclose(out.double(), wrong, rtol=5e-3, atol=5e-3), "the check sees one wrong token"
 
 
-def test_prefill_sees_kv_and_nothing_else() -> None:
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_prefill_sees_kv_and_nothing_else(page_size: int) -> None:
     print(f"seed {SEED}")
-    page_size = 16
     served, heads = Served(page_size, torch.float32), 2 * KV_HEADS
     prefixes = [length // 2 for length in LENGTHS]
     new = [length - prefix for length, prefix in zip(LENGTHS, prefixes, strict=True)]
