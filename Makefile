@@ -17,7 +17,7 @@ help:
 	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
 	@echo "make test       unit, white-box and live tests"
 	@echo "make test-full  the same and the long ones"
-	@echo "make reproduce  the paper's experiments in simulated time, about an hour; TRACE=FILE adds a real trace"
+	@echo "make reproduce  the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
 	@echo "make check      lint, types, import rules, generated pages"
 	@echo "make docs       write the generated pages again"
 	@echo "make clean      remove what make made, .venv and the demo model included"
