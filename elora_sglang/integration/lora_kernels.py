@@ -52,10 +52,10 @@ class TritonLoRA:
 
     def reserve(self, rows: int) -> None:
         """Make the tables that CUDA graphs of up to ``rows`` rows are captured with; larger ranks are refused then."""
-        self._memory.most_rank = self.graph_rank
+        rank = self._memory.most_rank = self.graph_rank
         self._static = DeviceBatch.empty(
             self._tables, rows, min(rows, self._memory.max_loras_per_batch),
-            rank_rows=MOST_PARTS * self.graph_rank, rank=self.graph_rank, tile_rows=DECODE_TILE,
+            rank_rows=MOST_PARTS * rank, rank=rank, tile_rows=DECODE_TILE,
         )  # fmt: skip
 
     def plan(self, batch: SegmentBatch, rows: int, *, graph: bool) -> DeviceBatch:

@@ -124,11 +124,11 @@ def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Conf
         times[f"splits {config.splits}, blocks {config.in_block} and {config.out_block}"] = (
             how.seconds(work) / layers
         )
-    given = (how, shape, load.ranks, picks, xs, outs, layers)
+    decode = slot_buffers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
     return {
         "load": load.name, "rows": load.rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
         "seconds": min(times.values()), "configs": times, "error_against_reference": worst,
-        "slot_buffer_seconds": slot_buffers.seconds(*given), "segment_gemm_seconds": segment_gemm.seconds(*given),
+        "slot_buffer_seconds": slot_buffers.seconds(decode), "segment_gemm_seconds": segment_gemm.seconds(decode),
     }  # fmt: skip
 
 

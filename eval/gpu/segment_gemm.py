@@ -5,17 +5,23 @@ As Punica's LoRA would run on it: rows grouped by adapter, one grouped product f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from elora_sglang.eval.gpu.llama import Module, Shape
-from elora_sglang.eval.gpu.timing import Bench
+from elora_sglang.eval.gpu.llama import Module
+from elora_sglang.eval.gpu.slot_buffers import Decode
 
 #: Scratch memory of FlashInfer in bytes, as its documentation advises.
 WORKSPACE = 128 * 2**20
 NAME = "FlashInfer SegmentGEMM"
+
+
+def _import() -> Any:
+    from flashinfer import SegmentGEMMWrapper
+
+    return SegmentGEMMWrapper
 
 
 def available() -> str:
@@ -23,7 +29,7 @@ def available() -> str:
     if not torch.cuda.is_available():
         return "not compared: no CUDA device"
     try:
-        from flashinfer import SegmentGEMMWrapper  # noqa: F401
+        _import()
     except ImportError as error:
         return f"not compared: {error}"
     return NAME
@@ -85,26 +91,17 @@ def weights(
     ]
 
 
-def seconds(
-    how: Bench,
-    shape: Shape,
-    ranks: Sequence[int],
-    picks: Sequence[int],
-    xs: Mapping[str, torch.Tensor],
-    outs: Mapping[str, torch.Tensor],
-    layers: int,
-) -> float | None:
+def seconds(decode: Decode) -> float | None:
     """Seconds a layer of all modules, launched one by one; None where FlashInfer cannot be had or does not run."""
     if available() != NAME:
         return None
-    from flashinfer import SegmentGEMMWrapper
-
-    gemm = SegmentGEMMWrapper(torch.empty(WORKSPACE, dtype=torch.int8, device=how.device))
+    how, ranks, picks = decode.how, decode.ranks, decode.picks
+    gemm = _import()(torch.empty(WORKSPACE, dtype=torch.int8, device=how.device))
     product = Product(gemm, picks, how.device)
     work = [
-        (xs[module.name], outs[module.name], *weights(module, ranks, how.device))
-        for module in shape.modules
-        for _ in range(layers)
+        (decode.xs[module.name], decode.outs[module.name], *weights(module, ranks, how.device))
+        for module in decode.shape.modules
+        for _ in range(decode.layers)
     ]
 
     def run() -> None:
@@ -112,7 +109,7 @@ def seconds(
             product.add(x, out, a, bs, 0.5)
 
     try:
-        return how.seconds(run, graph=False) / layers
+        return how.seconds(run, graph=False) / decode.layers
     except Exception as error:  # its kernels are compiled on first use, which a machine may not be able to
         print(f"{NAME}: not compared: {error}")
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,23 @@ from elora_sglang.eval.gpu.timing import Bench
 
 #: Rows of a chunk, SGLang's smallest.
 CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What is timed: a decode batch through all modules of some layers, one layer after the other.
+
+    ``ranks``: LoRA rank of each adapter. ``picks``: the adapter of each row. ``xs``, ``outs``: ``[rows, features]`` by
+    module.
+    """
+
+    how: Bench
+    shape: Shape
+    ranks: Sequence[int]
+    picks: Sequence[int]
+    xs: Mapping[str, torch.Tensor]
+    outs: Mapping[str, torch.Tensor]
+    layers: int
 
 
 def _import() -> tuple[Any, Any, Any]:
@@ -49,19 +67,12 @@ def segments(picks: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     return order, bounds, owners
 
 
-def seconds(
-    how: Bench,
-    shape: Shape,
-    ranks: Sequence[int],
-    picks: Sequence[int],
-    xs: Mapping[str, torch.Tensor],
-    outs: Mapping[str, torch.Tensor],
-    layers: int,
-) -> float | None:
+def seconds(decode: Decode) -> float | None:
     """Seconds a layer of all modules; None where SGLang's kernels cannot be had."""
     if available() != "csgmv":
         return None
     shrink, expand, info = _import()
+    how, ranks, picks = decode.how, decode.ranks, decode.picks
     most = max(ranks)
     order, bounds, owners = segments(picks)
 
@@ -75,19 +86,21 @@ def seconds(
         permutation=ints(order),
     )  # fmt: skip
     work = []
-    for module in shape.modules:
+    for module in decode.shape.modules:
         parts = len(module.widths)
         edges = [sum(module.widths[:part]) for part in range(parts + 1)]
         offsets = ints(edges)
-        for _ in range(layers):
+        for _ in range(decode.layers):
             a = torch.randn(
                 len(ranks), parts * most, module.in_features, device=how.device, dtype=torch.bfloat16
             )
             b = torch.randn(len(ranks), edges[-1], most, device=how.device, dtype=torch.bfloat16)
-            work.append((xs[module.name], outs[module.name], a, b, offsets, max(module.widths), parts))
+            work.append(
+                (decode.xs[module.name], decode.outs[module.name], a, b, offsets, max(module.widths), parts)
+            )
 
     def run() -> None:
         for x, out, a, b, offsets, widest, parts in work:
             expand(shrink(x, a, batch, parts), b, batch, offsets, widest, out)
 
-    return how.seconds(run) / layers
+    return how.seconds(run) / decode.layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -218,45 +218,46 @@ def peaks(scenes: Sequence[dict[str, Any]]) -> Figure | None:
 
 def share_bars(header: Sequence[str], rows: Sequence[Sequence[str]], unit: str) -> Figure | None:
     """A table of "value ± width" cells as grouped bars, one group a row."""
+
+    def read(cell: str) -> tuple[float, float]:
+        value, width = cell.split(" ± ")
+        return float(value), float(width)
+
+    return _grouped_bars(header, rows, unit, read, start=0.0)
+
+
+def ratio_bars(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure | None:
+    """A table of ratios as grouped bars around 1, one group a row; an empty cell is 1."""
+    return _grouped_bars(header, rows, header[0], lambda cell: (float(cell or 1.0), 0.0), start=1.0)
+
+
+def _grouped_bars(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    unit: str,
+    read: Callable[[str], tuple[float, float]],
+    *,
+    start: float,
+) -> Figure | None:
+    """Bars that begin at ``start``. ``read``: value of a cell, and half the width of its interval."""
     if not rows:
         return None
     figure = _figure(8.0, 1.0 + 0.32 * len(rows))
     axes = figure.subplots()
     height = 0.8 / (len(header) - 1)
     for place, label in enumerate(header[1:]):
-        cells = [row[place + 1].split(" ± ") for row in rows]
+        cells = [read(row[place + 1]) for row in rows]
         axes.barh(
             [-(y + place * height) for y in range(len(rows))],
-            [float(cell[0]) for cell in cells],
+            [value - start for value, _ in cells],
             height,
-            xerr=[float(cell[1]) for cell in cells],
+            left=start,
+            xerr=[width for _, width in cells],
             label=label,
         )
     axes.set_yticks([-(y + 0.4 - height / 2) for y in range(len(rows))], [row[0] for row in rows], fontsize=7)
-    axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(start, color="black", linewidth=1)
     axes.set_xlabel(unit)
-    axes.legend(frameon=False, fontsize=7)
-    return figure
-
-
-def ratio_bars(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure | None:
-    """A table of ratios as grouped bars around 1, one group a row."""
-    if not rows:
-        return None
-    figure = _figure(8.0, 1.0 + 0.3 * len(rows))
-    axes = figure.subplots()
-    height = 0.8 / (len(header) - 1)
-    for place, label in enumerate(header[1:]):
-        axes.barh(
-            [-(y + place * height) for y in range(len(rows))],
-            [float(row[place + 1] or 1.0) - 1.0 for row in rows],
-            height,
-            left=1.0,
-            label=label,
-        )
-    axes.set_yticks([-(y + 0.4 - height / 2) for y in range(len(rows))], [row[0] for row in rows], fontsize=7)
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xlabel(header[0])
     axes.legend(frameon=False, fontsize=7)
     return figure
 

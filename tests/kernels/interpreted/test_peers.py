@@ -17,7 +17,15 @@ CPU = torch.device("cpu")
 class Gemm:
     """``y[i] = x[i] W[weight_indices[i]]^T`` over segments of rows."""
 
-    def run(self, x, weights, batch_size, weight_column_major, seg_lens, weight_indices):  # type: ignore[no-untyped-def]
+    def run(
+        self,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        batch_size: int,
+        weight_column_major: bool,
+        seg_lens: torch.Tensor,
+        weight_indices: torch.Tensor,
+    ) -> torch.Tensor:
         assert weight_column_major and batch_size == len(seg_lens) == len(weight_indices)
         parts = x.split(seg_lens.tolist())
         return torch.cat([part @ weights[i].t() for part, i in zip(parts, weight_indices, strict=True)])
@@ -29,12 +37,23 @@ class Decode:
     def __init__(self, careless: bool = False) -> None:
         self.careless = careless
 
-    def plan(self, indptr, indices, last, heads, kv_heads, size, page, q_data_type, kv_data_type):  # type: ignore[no-untyped-def]
+    def plan(
+        self,
+        indptr: torch.Tensor,
+        indices: torch.Tensor,
+        last: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        size: int,
+        page: int,
+        q_data_type: torch.dtype,
+        kv_data_type: torch.dtype,
+    ) -> None:
         assert q_data_type == kv_data_type == torch.bfloat16
         self.indptr, self.indices, self.last, self.page = indptr.tolist(), indices, last.tolist(), page
         self.group, self.size = heads // kv_heads, size
 
-    def run(self, q, cache):  # type: ignore[no-untyped-def]
+    def run(self, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         found = []
         for row in range(len(q)):
             pages = self.indices[self.indptr[row] : self.indptr[row + 1]].long()
