@@ -61,7 +61,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m elora_sglang.integration.flags --check
+	$(BIN)/python -m elora_sglang.integration.plugin.flags --check
 	$(BIN)/python -m elora_sglang.patches.table --check
 
 format: $(VENV)/.dev-installed
@@ -69,7 +69,7 @@ format: $(VENV)/.dev-installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.dev-installed
-	$(BIN)/python -m elora_sglang.integration.flags --write
+	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
 
 clean:

@@ -154,7 +154,7 @@ def _platform(report: Report) -> None:
 
 
 def _hooks(report: Report) -> None:
-    from elora_sglang.integration.verify import check_target
+    from elora_sglang.integration.plugin.verify import check_target
     from elora_sglang.patches.base import discover
 
     # SGLang registers classes with the multiprocessing of a scheduler; its own import order is the safe one.

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.core.policy import policy_names
+from elora_sglang.core.policies import policy_names
 from elora_sglang.eval import reporting
 from elora_sglang.eval.trees import iteration, worker
 from elora_sglang.eval.trees.systems import MODULES, SYSTEMS

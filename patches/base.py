@@ -3,8 +3,8 @@
 A *patch* is data, not code: which SGLang object, how it is touched, which callable of
 :mod:`elora_sglang.integration` does it, why, and what would make the patch unnecessary. Every module in
 this folder that defines ``PATCH`` or ``PATCHES`` is found by being here. Nothing in this module imports
-sglang; :mod:`elora_sglang.integration.plugin_hooks` installs records and
-:mod:`elora_sglang.integration.verify` checks that they took.
+sglang; :mod:`elora_sglang.integration.plugin.install` installs records and
+:mod:`elora_sglang.integration.plugin.verify` checks that they took.
 
 ``targets.json`` keeps what each target looked like when it was last read: its parameters and the SHA-256 of
 its source. ``python -m elora_sglang.patches.table --refresh`` rewrites it.

@@ -4,7 +4,7 @@ from elora_sglang.patches.base import Kind, Patch, Process
 
 _MANAGERS = "sglang.srt.managers"
 _CONTROL = f"{_MANAGERS}.tokenizer_control_mixin.TokenizerControlMixin"
-_HOOKS = "elora_sglang.integration.refusals_control"
+_HOOKS = "elora_sglang.integration.plugin.refusals_control"
 _TOKENIZER = f"{_MANAGERS}.tokenizer_manager.TokenizerManager"
 _WEIGHTS = "KV and adapters in the pool belong to the base weights they were computed with"
 _MEMORY = "adapters live in the memory that would be released"

@@ -3,7 +3,7 @@
 from elora_sglang.patches.base import Kind, Patch
 
 _SOURCE = "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/"
-_HOOKS = "elora_sglang.integration.adapter_lifecycle_scheduler"
+_HOOKS = "elora_sglang.integration.adapters.scheduler_side"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
 PATCHES = (

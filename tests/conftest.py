@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-import live
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 DEMO_DIR = Path(os.environ.get("ELORA_DEMO_DIR", live.ROOT / ".demo")).absolute()
 

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
+from support import live
 
 from elora_sglang import doctor
 from elora_sglang.patches.base import discover

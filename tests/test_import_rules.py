@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import live
 import pytest
+from support import live
 
 PACKAGE = live.ROOT / "elora_sglang"
 FOLDERS = ("patches", "kernels", "eval")

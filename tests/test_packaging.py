@@ -8,8 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-import live
 import pytest
+from support import live
 
 FOLDERS = ("patches", "kernels", "eval")
 

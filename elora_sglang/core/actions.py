@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from elora_sglang.core.node import HostVictim, Kind, Node, Victim
+from elora_sglang.core.tree.node import HostVictim, Kind, Node, Victim
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
-from elora_sglang.core.node import Insert, Kind, Match, Node
-from elora_sglang.core.policy import Policy, create_policy
-from elora_sglang.core.structure import PayloadOps
+from elora_sglang.core.policies import create_policy
+from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import Swapper, SwapSettings
-from elora_sglang.core.tree import DependencyTree
+from elora_sglang.core.tree.node import Insert, Kind, Match, Node
+from elora_sglang.core.tree.structure import PayloadOps
+from elora_sglang.core.tree.tree import DependencyTree
 from elora_sglang.core.waiting import WaitingQueue
 
 __all__ = [

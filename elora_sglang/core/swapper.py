@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save, Why
-from elora_sglang.core.candidates import Candidates
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.node import HostVictim, Kind, Match, Node, Victim
-from elora_sglang.core.policy import LORA_SHARE
-from elora_sglang.core.tree import DependencyTree
+from elora_sglang.core.policies.base import LORA_SHARE
+from elora_sglang.core.tree.candidates import Candidates
+from elora_sglang.core.tree.node import HostVictim, Kind, Match, Node, Victim
+from elora_sglang.core.tree.tree import DependencyTree
 from elora_sglang.core.waiting import Waiting, WaitingQueue
 
 #: Waiting requests that one plan looks at.

@@ -21,7 +21,7 @@ from elora_sglang.core.actions import Free, FreeHost, Item, Load, Read, Save
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.manager import EVENTS, CacheManager, SwapSettings
-from elora_sglang.core.node import Insert, Match, Node
+from elora_sglang.core.tree.node import Insert, Match, Node
 
 VERSION = 1
 

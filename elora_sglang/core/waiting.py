@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from elora_sglang.core.hints import Hints
-from elora_sglang.core.node import Node
+from elora_sglang.core.tree.node import Node
 
 
 @dataclass

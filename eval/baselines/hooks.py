@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from elora_sglang.eval.baselines.streams import Device
-from elora_sglang.integration.config import ENV_EVAL_LINK as ENV_LINK
-from elora_sglang.runtime.link import Link
+from elora_sglang.integration.plugin.config import ENV_EVAL_LINK as ENV_LINK
+from elora_sglang.runtime.transfers.link import Link
 
 _device: Device | None = None
 

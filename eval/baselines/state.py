@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from elora_sglang.eval.baselines.hooks import ENV_LINK, device
-from elora_sglang.integration.plugin_hooks import in_place
+from elora_sglang.integration.plugin.install import in_place
 from elora_sglang.patches.base import When, discover
 
 

@@ -8,9 +8,9 @@ import torch
 
 from elora_sglang.kernels.paged_lora.tables import TableSet
 from elora_sglang.kernels.paged_lora.triton_kernel import Place
-from elora_sglang.runtime.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
-from elora_sglang.runtime.packing import PackedAdapter
-from elora_sglang.runtime.pool import UnifiedPool
+from elora_sglang.runtime.pool.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
+from elora_sglang.runtime.pool.packing import PackedAdapter
+from elora_sglang.runtime.pool.views import UnifiedPool
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from torch.nn import functional
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import CacheManager
-from elora_sglang.core.node import Node
 from elora_sglang.core.swapper import SwapSettings, parts
+from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.gpu.llama import Shape, layout
-from elora_sglang.integration.swap_driver import CacheStats, SwapDriver
 from elora_sglang.kernels.paged_lora import plan_segments
 from elora_sglang.kernels.paged_lora import triton_kernel as paged_lora
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
-from elora_sglang.runtime.host_pool import HostPool
-from elora_sglang.runtime.packing import PackedAdapter
-from elora_sglang.runtime.pool import UnifiedPool
-from elora_sglang.runtime.slots import SlotPayloads
-from elora_sglang.runtime.transfers import TransferEngine
+from elora_sglang.runtime.pool.host import HostPool
+from elora_sglang.runtime.pool.packing import PackedAdapter
+from elora_sglang.runtime.pool.slots import SlotPayloads
+from elora_sglang.runtime.pool.views import UnifiedPool
+from elora_sglang.runtime.swap_driver import CacheStats, SwapDriver
+from elora_sglang.runtime.transfers.engine import TransferEngine
 
 DTYPE = torch.bfloat16
 

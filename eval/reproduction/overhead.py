@@ -9,8 +9,8 @@ from typing import Any
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import CacheManager
-from elora_sglang.core.node import Node
 from elora_sglang.core.swapper import SwapSettings
+from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.sim.unified import Counted
 
 #: Nodes of KV before the measurement; blocks of a prompt, half of which are cached; queries measured.

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.core.policy import policy_names
+from elora_sglang.core.policies import policy_names
 from elora_sglang.eval.reproduction import burst, gap, overhead
 from elora_sglang.eval.reproduction.scene import Scene, Turns, measure
 from elora_sglang.eval.sim import systems

@@ -13,7 +13,7 @@ from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
 from elora_sglang.eval.serving.ground import Ground
 from elora_sglang.eval.state import State
-from elora_sglang.integration.config import TERMS
+from elora_sglang.integration.plugin.config import TERMS
 
 TUNING_LOAD = 0.7
 #: Share of the machine that the histories of the sessions alive at the start take while they come in.

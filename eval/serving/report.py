@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from elora_sglang.core.policy import LORA_SHARE
+from elora_sglang.core.policies.base import LORA_SHARE
 from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.systems import STOCK

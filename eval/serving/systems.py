@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elora_sglang.eval.serving import model
-from elora_sglang.integration.config import ENV_EVAL_LINK
+from elora_sglang.integration.plugin.config import ENV_EVAL_LINK
 
 STOCK = ("stock", "stock-overlap", "hicache")
 ELORA = ("static", "lru", "paper", "elora", "elora+hints")

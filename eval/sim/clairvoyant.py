@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.sim.future import Outlook
 
 _NEVER = -1e9

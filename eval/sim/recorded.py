@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
-from elora_sglang.core.tree import DependencyTree
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.tree.node import Node
+from elora_sglang.core.tree.tree import DependencyTree
 from elora_sglang.eval.sim.unified import Counted
 
 #: What the device has leaves the host after everything that it has not, as in HiCache.

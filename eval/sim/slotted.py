@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from elora_sglang.core.node import Node
 from elora_sglang.core.swapper import SwapSettings
+from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.sim.cache import Admission
 from elora_sglang.eval.sim.unified import UnifiedCache
 

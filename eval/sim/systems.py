@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from elora_sglang.core.policy import Policy, policy_names
+from elora_sglang.core.policies import policy_names
+from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import SwapSettings, parts
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.slotted import SlottedCache
 from elora_sglang.eval.sim.unified import UnifiedCache
-from elora_sglang.integration.config import TERMS
+from elora_sglang.integration.plugin.config import TERMS
 
 CLAIRVOYANT = "clairvoyant"
 #: Share of the memory that a static split gives to adapters.

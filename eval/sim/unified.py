@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
 from elora_sglang.core.manager import CacheManager
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import Policy
+from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import SwapSettings
+from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.sim.cache import Admission
 from elora_sglang.eval.sim.clockwork import InFlight, Lane
 

@@ -127,14 +127,14 @@ def build(
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
     from elora_sglang.core.costs import Costs
-    from elora_sglang.integration.config import EloraConfig
-    from elora_sglang.integration.host_tier import HostTier
-    from elora_sglang.integration.radix_cache import EloraRadixCache
-    from elora_sglang.integration.ticks import TickSource
-    from elora_sglang.runtime.host_pool import HostPool
-    from elora_sglang.runtime.link import Link
-    from elora_sglang.runtime.pool import UnifiedPool
-    from elora_sglang.runtime.transfers import TransferEngine
+    from elora_sglang.integration.cache.host_tier import HostTier
+    from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+    from elora_sglang.integration.plugin.config import EloraConfig
+    from elora_sglang.runtime.pool.host import HostPool
+    from elora_sglang.runtime.pool.views import UnifiedPool
+    from elora_sglang.runtime.ticks import TickSource
+    from elora_sglang.runtime.transfers.engine import TransferEngine
+    from elora_sglang.runtime.transfers.link import Link
 
     torch.set_num_threads(1)
     clock, costs = Clock(), Costs.default()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 #: What a process that will build systems may import beforehand.
-MODULES = ("elora_sglang.integration.radix_cache", "sglang.srt.mem_cache.unified_radix_cache")
+MODULES = ("elora_sglang.integration.cache.radix_cache", "sglang.srt.mem_cache.unified_radix_cache")
 SYSTEMS = ("elora", "sglang radix", "sglang unified python", "sglang unified rust")
 
 
@@ -95,7 +95,7 @@ class EloraCache:
         from sglang.srt.mem_cache import base_prefix_cache as contract
         from sglang.srt.mem_cache.radix_cache import RadixKey
 
-        from elora_sglang.integration.radix_cache import EloraRadixCache
+        from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 
         self._contract, self._key = contract, RadixKey
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.

@@ -13,9 +13,9 @@ from elora_sglang.kernels.cases import Case
 from elora_sglang.kernels.paged_lora import reference
 from elora_sglang.kernels.paged_lora.segments import SegmentBatch, plan_segments
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
-from elora_sglang.runtime.layout import ModuleShape, SliceShape, plan_adapter
-from elora_sglang.runtime.packing import PackedAdapter
-from elora_sglang.runtime.pool import UnifiedPool
+from elora_sglang.runtime.pool.layout import ModuleShape, SliceShape, plan_adapter
+from elora_sglang.runtime.pool.packing import PackedAdapter
+from elora_sglang.runtime.pool.views import UnifiedPool
 
 if TYPE_CHECKING:
     from elora_sglang.kernels.paged_lora.triton_kernel import Place

@@ -17,7 +17,7 @@ import torch
 from elora_sglang.kernels.paged_lora.segments import SegmentBatch
 
 #: Entries per module and layer: the pieces of A, then those of the slices' B. A fused module has three slices at most,
-#: and at most one matrix of a layer is cut in two (runtime/layout.py).
+#: and at most one matrix of a layer is cut in two (runtime/pool/layout.py).
 SHRINK, EXPAND = 2, 4
 #: stream, first element in the stream, first LoRA-rank row, rows, first output column, columns
 FIELDS = 6

@@ -6,11 +6,11 @@ import random
 from array import array
 
 import pytest
-from manager_runtime import COSTS, Request, Runtime, TuplePayloads
+from support.manager_runtime import COSTS, Request, Runtime, TuplePayloads
 
 from elora_sglang.core.manager import CacheManager, SwapSettings
 from elora_sglang.core.trace import Recorder, replay
-from elora_sglang.core.tree import DependencyTree
+from elora_sglang.core.tree.tree import DependencyTree
 
 
 class Crowded(Runtime):

@@ -7,13 +7,13 @@ import random
 from array import array
 
 import pytest
-from manager_runtime import COSTS, Runtime, TuplePayloads
+from support.manager_runtime import COSTS, Runtime, TuplePayloads
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
 from elora_sglang.core.manager import CacheManager, SwapSettings
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import policy_names
+from elora_sglang.core.policies import policy_names
 from elora_sglang.core.trace import Recorder, main, replay
+from elora_sglang.core.tree.node import Node
 
 SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-from demo_paths import Demo
 from safetensors import safe_open
+from support import live
+from support.demo_paths import Demo
 from tokenizers import Tokenizer
 
 from elora_sglang.demo import adapters, build, check, model, text

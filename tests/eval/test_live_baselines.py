@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 from elora_sglang.eval.serving.systems import BASELINE_HOOKS
 

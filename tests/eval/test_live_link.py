@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elora_sglang.eval.baselines.streams import Device
-from elora_sglang.runtime.link import Link
+from elora_sglang.runtime.transfers.link import Link
 
 
 class Clock:

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import live
 import pytest
 import sglang as sgl
-from demo_paths import Demo
-from frontend.stock_programs import openai_backend
+from support import live
+from support.demo_paths import Demo
+from support.stock_programs import openai_backend
 
 from elora_sglang.frontend import BASE
 

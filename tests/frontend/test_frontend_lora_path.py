@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import sglang as sgl
-from frontend.recording import Recorder, recording_server
-from frontend.stock_programs import METHODS, PREFIX, openai_backend, plain, speculated
 from sglang.lang.backend.base_backend import BaseBackend
+from support.recording import Recorder, recording_server
+from support.stock_programs import METHODS, PREFIX, openai_backend, plain, speculated
 
 from elora_sglang.frontend import BASE
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import live
 import pytest
 import sglang as sgl
-from frontend import stock_programs
-from frontend.recording import Recorder, recording_server
+from support import live, stock_programs
+from support.recording import Recorder, recording_server
 
 import elora_sglang.frontend
 from elora_sglang.frontend import hooks

@@ -6,10 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import live
-import oracle_client
 import pytest
-from demo_paths import Demo
+from support import live, oracle_client
+from support.demo_paths import Demo
 from tokenizers import Tokenizer
 
 from elora_sglang.demo import check

@@ -11,7 +11,8 @@ import pytest
 import sglang.srt.managers.scheduler  # noqa: F401  SGLang's modules import each other; this order works
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from elora_sglang.integration import plugin_hooks, verify
+from elora_sglang.integration.plugin import install as plugin_hooks
+from elora_sglang.integration.plugin import verify
 from elora_sglang.patches import table
 from elora_sglang.patches.base import Kind, Patch, Process, When, discover, select, signature_of
 
@@ -63,7 +64,7 @@ def test_applies_and_is_taken_back(patch: Patch) -> None:
 def test_a_class_that_replaced_another_is_itself_again_when_it_is_taken_back() -> None:
     from sglang.srt.lora import lora_manager, mem_pool
 
-    from elora_sglang.integration import lora_pool
+    from elora_sglang.integration.weights import pool as lora_pool
 
     stock, ours = mem_pool.LoRAMemoryPool, lora_pool.EloraLoRAMemoryPool
     assert stock is not ours and issubclass(ours, stock)
@@ -158,7 +159,7 @@ def test_another_plugins_replacement_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_scheduler_refuses_without_its_hooks_only_with_elora() -> None:
-    from elora_sglang.integration.config import EloraConfig
+    from elora_sglang.integration.plugin.config import EloraConfig
 
     verify.require_hooks(EloraConfig())
     with pytest.raises(SystemExit, match="is not in place"):

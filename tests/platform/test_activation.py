@@ -10,9 +10,9 @@ from importlib.metadata import entry_points
 from types import SimpleNamespace
 from typing import Any
 
-import live
 import pytest
 import torch
+from support import live
 
 import elora_sglang.platform as platform_entry
 from elora_sglang.platform import threads as worker_threads

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import live
-import oracle_client
 import pytest
-from demo_paths import Demo
+from support import live, oracle_client
+from support.demo_paths import Demo
 from tokenizers import Tokenizer
 
 from elora_sglang.demo import check
@@ -42,7 +41,7 @@ def run_engine(demo: Demo, jobs: list[Job], work: Path, *, passes: int, n: int, 
     keys = ("input_ids", "adapter", "max_new_tokens")
     plain = [dict(zip(keys, job, strict=True)) for job in jobs]
     request.write_text(json.dumps({"engine": engine, "jobs": plain, "passes": passes, "n": n}))
-    script = Path(__file__).with_name("engine_run.py")
+    script = live.ROOT / "tests" / "support" / "engine_run.py"
     status, output = live.run(
         [sys.executable, str(script), str(request), str(answers)], log=work / "engine.log", timeout=800
     )

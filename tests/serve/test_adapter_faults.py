@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import live
 import pytest
-from demo_paths import Demo
-from lifecycle_world import (
+from support import live
+from support.demo_paths import Demo
+from support.lifecycle_world import (
     CONFIG_FILE,
     PROMPT,
     WEIGHTS_FILE,

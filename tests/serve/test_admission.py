@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
-import live
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 # Slots. `code` and `gardening` take about 1,200 each, so only one of them fits beside some KV.
 POOL = 1536

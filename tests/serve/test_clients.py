@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import live
 import openai
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 QUESTION = "How do I sell the blue piano at the market?"
 CHAT: list[Any] = [{"role": "user", "content": QUESTION}]

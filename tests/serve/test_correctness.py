@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import live
-import oracle_client
 import pytest
-from demo_paths import Demo
-from serve.dialogs import Prompt, prompts
+from support import live, oracle_client
+from support.demo_paths import Demo
+from support.dialogs import Prompt, prompts
 
 from elora_sglang.eval.fair import adapters_for_stock
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 POOL = 8192
 

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-from demo_paths import Demo
 from safetensors.torch import load_file, save
-from serve.lifecycle_world import (
+from support import live
+from support.demo_paths import Demo
+from support.lifecycle_world import (
     FAULTS,
     KEPT,
     POOL,

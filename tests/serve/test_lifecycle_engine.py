@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-import live
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 
 def test_engine_operations(demo: Demo, tmp_path: Path) -> None:
-    script, out = Path(__file__).with_name("lifecycle_engine.py"), tmp_path / "seen.json"
+    script, out = live.ROOT / "tests" / "support" / "lifecycle_engine.py", tmp_path / "seen.json"
     status, log = live.run(
         [sys.executable, str(script), str(demo.root), str(out)],
         log=tmp_path / "engine.log",

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 NAMES = ("sql", "french", "legal", "poetry", "news", "tutor")
 SERVED = "base"

@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import live
 import openai
 import pytest
-from demo_paths import Demo
+from support import live
+from support.demo_paths import Demo
 
 PROMPT = "How do I sell the blue piano at the market?"
 HINTS: dict[str, Any] = {"session_id": "chat-7", "expect_return_s": 20, "mine": [1, 2]}

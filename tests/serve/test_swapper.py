@@ -14,9 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import live
 import pytest
-from demo_paths import Demo
 from serve.test_correctness import (
     FP32,
     SEED,
@@ -28,6 +26,8 @@ from serve.test_correctness import (
     elora_state,
     golden,
 )
+from support import live
+from support.demo_paths import Demo
 
 __all__ = ["golden"]  # the fixture
 
@@ -169,7 +169,7 @@ SABOTAGE = """
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "elora_sglang.runtime.transfers":
+            if name != "elora_sglang.runtime.transfers.engine":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
@@ -181,7 +181,7 @@ SABOTAGE = """
             return spec
 
     def sabotage(module):
-        from elora_sglang.runtime.host_pool import HostPool
+        from elora_sglang.runtime.pool.host import HostPool
         calls = {"n": 0}
         def every_third(function, fail):
             def wrapped(*args, **kwargs):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from elora_sglang.core.ghosts import GhostKey, ghost_key
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.policies.support.ghosts import GhostKey, ghost_key
+from elora_sglang.core.tree.node import Node
 
 _CLASS = 2.0**45  # ticks stay below
 

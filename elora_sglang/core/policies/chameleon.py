@@ -6,9 +6,9 @@ The weights are the published ones; the scales are ours: uses and size as shares
 
 from __future__ import annotations
 
-from elora_sglang.core.adapter_demand import Rota
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.policies.support.adapter_demand import Rota
+from elora_sglang.core.tree.node import Node
 
 FREQUENCY, RECENCY, SIZE = 0.45, 0.10, 0.45
 RECENCY_S = 60.0

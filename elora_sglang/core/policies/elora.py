@@ -1,7 +1,7 @@
 """ELORA's own score: for KV and adapters alike, the seconds that keeping a byte is expected to save.
 
 ``log2(w) + t_last / H + log2(way back in seconds / bytes)``, ``w <- 1 + w * 2^(-dt / 8 H)`` at every use; H is twice
-the median gap between the turns of conversations, learned (:mod:`~elora_sglang.core.reuse_clock`).
+the median gap between the turns of conversations, learned (:mod:`~elora_sglang.core.policies.support.reuse_clock`).
 The way back of a node with a complete host copy is the load, of KV without one its recomputing, of an adapter
 without one its file; on the host a copy is worth what it saves over doing without. An adapter is never less probable
 than the KV below it; it counts more while requests wait for it, and while fewer adapters are on the device
@@ -14,15 +14,15 @@ from __future__ import annotations
 import heapq
 import math
 
-from elora_sglang.core.adapter_demand import AdapterDemand
-from elora_sglang.core.elora_state import BOTTOM, SHARED, State
-from elora_sglang.core.ghosts import Ghost, GhostKey, GhostList, ghost_key
 from elora_sglang.core.hints import Hints
-from elora_sglang.core.node import Node
-from elora_sglang.core.path_digests import path_digests
-from elora_sglang.core.policy import BasePolicy, PolicyView
-from elora_sglang.core.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
-from elora_sglang.core.reuse_clock import STANDARD_S, ReuseClock
+from elora_sglang.core.policies.base import BasePolicy, PolicyView
+from elora_sglang.core.policies.support.adapter_demand import AdapterDemand
+from elora_sglang.core.policies.support.elora_state import BOTTOM, SHARED, State
+from elora_sglang.core.policies.support.ghosts import Ghost, GhostKey, GhostList, ghost_key
+from elora_sglang.core.policies.support.path_digests import path_digests
+from elora_sglang.core.policies.support.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
+from elora_sglang.core.policies.support.reuse_clock import STANDARD_S, ReuseClock
+from elora_sglang.core.tree.node import Node
 
 #: A hinted return is waited for this share longer, and so many seconds.
 SLACK, SLACK_S = 0.25, 10.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.tree.node import Node
 
 _MOST, _TICKS = 4096, 2.0**40
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from elora_sglang.core.retain_eval import RetainEval
-from elora_sglang.core.reuse_clock import STANDARD_S
+from elora_sglang.core.policies.support.retain_eval import RetainEval
+from elora_sglang.core.policies.support.reuse_clock import STANDARD_S
 
 
 class Paper(RetainEval):

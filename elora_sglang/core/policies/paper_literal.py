@@ -8,7 +8,7 @@ Computed plainly, ``1 - sigmoid(t)`` is 0 for every node older than 37 s, and al
 
 from __future__ import annotations
 
-from elora_sglang.core.retain_eval import RetainEval
+from elora_sglang.core.policies.support.retain_eval import RetainEval
 
 
 class PaperLiteral(RetainEval):

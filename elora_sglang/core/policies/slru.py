@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from elora_sglang.core.node import Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.tree.node import Node
 
 #: Share of the device that the protected segment may fill.
 PROTECTED_SHARE = 0.8

@@ -5,8 +5,8 @@ An adapter may leave while KV computed under it stays; that KV is invalid (it se
 
 from __future__ import annotations
 
-from elora_sglang.core.node import Kind, Node
-from elora_sglang.core.policy import BasePolicy
+from elora_sglang.core.policies.base import BasePolicy
+from elora_sglang.core.tree.node import Kind, Node
 
 
 class Static(BasePolicy):

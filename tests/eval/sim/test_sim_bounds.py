@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from sim_world import MACHINE, of, random_workload, single
+from support.sim_world import MACHINE, of, random_workload, single
 
 from elora_sglang.eval.sim.bound import lower_bound
 from elora_sglang.eval.sim.future import Outlook, foresee

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sim_world import MACHINE, of, single
+from support.sim_world import MACHINE, of, single
 
 from elora_sglang.eval.sim.limit import Limit, OverLimitError
 from elora_sglang.eval.sim.run import Run, simulate

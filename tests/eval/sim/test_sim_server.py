@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from sim_world import MACHINE, changed, of, random_workload, single
+from support.sim_world import MACHINE, changed, of, random_workload, single
 
 from elora_sglang.eval.sim.machine import MachineError, load, names
 from elora_sglang.eval.sim.requests import Request

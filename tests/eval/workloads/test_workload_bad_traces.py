@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trace_samples import AZURE, DIALOGS, MAP, TABLE, jsonl, request
+from support.trace_samples import AZURE, DIALOGS, MAP, TABLE, jsonl, request
 
 from elora_sglang.eval.workloads.model import WorkloadError
 from elora_sglang.eval.workloads.traces import open_trace

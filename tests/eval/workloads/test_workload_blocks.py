@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 import pytest
-from workload_samples import prompt, session, spelled
+from support.workload_samples import prompt, session, spelled
 
 from elora_sglang.eval.workloads.blocks import BlockKeys
 from elora_sglang.eval.workloads.model import Piece, prompts, tokens

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-import workload_samples
+from support import workload_samples
 
 from elora_sglang.eval import workload as command
 from elora_sglang.eval.workloads import create, file

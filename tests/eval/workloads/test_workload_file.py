@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import workload_samples
+from support import workload_samples
 
 from elora_sglang.eval.workloads import create, file
 from elora_sglang.eval.workloads.model import Adapter, Header, Session, Workload, WorkloadError

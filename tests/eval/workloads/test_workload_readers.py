@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trace_samples import AZURE, DIALOGS, MAP, MOONCAKE, TABLE, jsonl
+from support.trace_samples import AZURE, DIALOGS, MAP, MOONCAKE, TABLE, jsonl
 
 from elora_sglang.eval.workloads import file
 from elora_sglang.eval.workloads.model import Piece, Session, Workload, WorkloadError, fault, prompts, tokens

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elora_sglang.runtime import row_copy
-from elora_sglang.runtime.pool import UnifiedPool
-from elora_sglang.runtime.row_copy import RowCopy
+from elora_sglang.runtime.pool.views import UnifiedPool
+from elora_sglang.runtime.transfers import row_copy
+from elora_sglang.runtime.transfers.row_copy import RowCopy
 
 
 def pool(slots: int, generator: torch.Generator) -> UnifiedPool:

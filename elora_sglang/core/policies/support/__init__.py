@@ -1,0 +1,1 @@
+"""What policies remember and estimate: ghosts, demand, clocks, predictors. No policy lives here."""

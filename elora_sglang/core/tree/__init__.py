@@ -1,0 +1,1 @@
+"""The dependency tree: root → adapter → KV, on two tiers of slots."""

@@ -1,0 +1,1 @@
+"""Hooks and classes of the scheduler process."""

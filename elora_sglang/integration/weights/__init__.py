@@ -1,0 +1,1 @@
+"""Adapters' weights in SGLang: the LoRA memory pool, the backend, shards, the host side."""

@@ -1,0 +1,1 @@
+"""Adapters as files and tensors: read, checked, named. No server state."""

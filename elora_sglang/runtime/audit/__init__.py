@@ -1,0 +1,1 @@
+"""Audits of both tiers that do not trust the tree."""

@@ -1,0 +1,391 @@
+"""Executes what the cache manager decides: slots of both tiers, copies between them, files.
+
+The manager says *what*; this class knows *where*: it takes slots from SGLang's allocator and from the host pool,
+starts copies, reads adapters' files, and tells the manager what became of it. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elora_sglang.core.manager import Action, Free, FreeHost, Load, Read, Save
+from elora_sglang.core.tree.node import HostVictim, Victim
+from elora_sglang.runtime.transfers.engine import TransferError
+
+if TYPE_CHECKING:
+    from elora_sglang.core.manager import CacheManager
+    from elora_sglang.integration.cache.host_tier import HostTier
+    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
+    from elora_sglang.runtime.audit.device import Auditor
+    from elora_sglang.runtime.cost_meter import CostMeter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CacheStats:
+    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
+
+    adapter_loads: int = 0
+    adapter_slots_loaded: int = 0
+    adapter_evictions: int = 0
+    kv_evictions: int = 0
+    kv_tokens_evicted: int = 0
+    #: Nodes that left the device and stayed on the host.
+    demotions: int = 0
+    adapter_demotions: int = 0
+    #: Nodes that left the device with no other copy in memory.
+    drops: int = 0
+    #: Nodes that left the host.
+    host_evictions: int = 0
+    #: Nodes that came back from the host, by what they came for.
+    load_backs: int = 0
+    adapter_load_backs: int = 0
+    slots_loaded_back: int = 0
+    loads_at_admission: int = 0
+    queue_prefetches: int = 0
+    idle_prefetches_kv: int = 0
+    idle_prefetches_adapter: int = 0
+    #: Nodes copied to the host: ahead of need, and under pressure.
+    backups: int = 0
+    pressure_saves: int = 0
+    adapter_reads: int = 0
+    failed_transfers: int = 0
+    #: Prompt tokens of admitted requests, by where their KV came from.
+    tokens_device: int = 0
+    tokens_host: int = 0
+    tokens_computed: int = 0
+
+
+@dataclass
+class _Reading:
+    transfer: int
+    size: int
+    began: float
+
+
+@dataclass
+class _Saving:
+    """A save whose host slots are known: slot i of ``device`` goes to slot i of ``host``."""
+
+    transfer: int
+    device: torch.Tensor
+    host: torch.Tensor
+
+
+@dataclass
+class SwapDriver:
+    """Hands and feet of one :class:`CacheManager`.
+
+    Args:
+        manager: decides.
+        allocator: SGLang's allocator of device slots.
+        weights: the LoRA pool, which places adapters.
+        tier: host pool and transfer engine; ``None`` without a host tier.
+        stats: counters to keep.
+        meter: told how long files took.
+    """
+
+    manager: CacheManager
+    allocator: Any
+    weights: EloraLoRAMemoryPool
+    tier: HostTier | None
+    stats: CacheStats
+    meter: CostMeter | None = None
+    #: Told of every copy, if there is one.
+    auditor: Auditor | None = None
+    #: Device slots that running requests were promised: copies of the swapper leave them.
+    reserve: int = 0
+    #: Transfers to the device that are in flight, with what they bring.
+    loading: dict[int, Load] = field(default_factory=dict)
+    #: Saves in flight, with the copy that carries them: the saves of one plan travel together.
+    _saving: dict[int, int] = field(default_factory=dict)
+    _reading: dict[str, _Reading] = field(default_factory=dict)
+    _read_outcomes: dict[int, bool] = field(default_factory=dict)
+
+    # -- doing what was decided -------------------------------------------------------------------
+
+    def execute(self, actions: Iterable[Action]) -> int:
+        """Carry out the actions in order; returns the device slots that were freed.
+
+        Mutates both pools and, through its answers, the manager.
+        """
+        freed = 0
+        todo = list(actions)
+        saves: list[_Saving] = []
+        while todo:
+            action = todo.pop(0)
+            if isinstance(action, FreeHost):
+                self.release_host(action.victims)
+                continue
+            if isinstance(action, Save):
+                saves += self._place(action)
+                continue
+            self._start_saves(saves)  # what comes next on the link stays behind them
+            saves = []
+            if isinstance(action, Free):
+                freed += self.release(action.victims)
+            elif isinstance(action, Load):
+                if not self._launch(action):
+                    # Later loads may build on this one's nodes: they are taken back first.
+                    later = [other for other in todo if isinstance(other, Load)]
+                    todo = [other for other in todo if not isinstance(other, Load)]
+                    for load in (*reversed(later), action):
+                        freed += self.execute(self.manager.failed(load.transfer))
+            else:
+                assert isinstance(action, Read)
+                self._read(action)
+        self._start_saves(saves)
+        return freed
+
+    def release(self, victims: Sequence[Victim]) -> int:
+        """Give the victims' device slots back; returns how many. Saved ones are copied out first."""
+        freed: list[torch.Tensor] = []
+        for victim in victims:
+            if victim.payload is None:
+                continue  # a load that found no room: it never had slots
+            if victim.kind == "adapter":
+                self.weights.drop(victim.key, victim.payload)
+                self.stats.adapter_evictions += 1
+            else:
+                self.stats.kv_evictions += 1
+                self.stats.kv_tokens_evicted += victim.size
+            if victim.fate == "dropped":
+                self.stats.drops += 1
+            else:
+                self.stats.demotions += 1
+                self.stats.adapter_demotions += victim.kind == "adapter"
+            if victim.fate == "saved":
+                self._save_under_pressure(victim)
+            freed.append(victim.payload)
+        if not freed:
+            return 0
+        # Payloads are whole pages in row order, whatever their owners were. Together, because SGLang's allocator
+        # copies its whole free list each time.
+        slots = torch.cat(freed)
+        self.allocator.free_segment(slots, start_pos=0)
+        return len(slots)
+
+    def release_host(self, victims: Sequence[HostVictim]) -> None:
+        """Give the victims' host slots back."""
+        for victim in victims:
+            self.stats.host_evictions += 1
+            if victim.kind == "adapter":
+                self.weights.store.drop_host(victim.key)
+            if victim.payload is not None and self.tier is not None:
+                self.tier.host.free(victim.payload)
+
+    def load(self, action: Load) -> bool:
+        """Start one load; False when that was not possible (undone)."""
+        if self._launch(action):
+            return True
+        self.execute(self.manager.failed(action.transfer))
+        return False
+
+    def _launch(self, action: Load) -> bool:
+        """Give the nodes device slots and start their copy; after False the caller says ``failed``."""
+        assert self.tier is not None
+        if not self._spares(action.size):
+            return False
+        self.make_room(action.size)
+        slots = self.allocator.alloc(action.size)
+        if slots is None:
+            self.stats.failed_transfers += 1
+            return False
+        slots = slots.to(torch.int64, copy=True)  # alloc returns a view of the whole free list
+        parts = list(slots.split([item.size for item in action.items]))
+        # Bytes of an adapter lie in ascending slots, whatever order they were given in.
+        parts = [
+            p.sort().values if i.kind == "adapter" else p for i, p in zip(action.items, parts, strict=True)
+        ]
+        self.manager.loaded(action.transfer, parts)
+        host, device = torch.cat([item.host_payload for item in action.items]), torch.cat(parts)
+        # The engine queues it behind the running forward, on a stream of its own: this one waits for nothing, so that
+        # the next look at a slot list does not wait for the forward.
+        try:
+            self.tier.engine.load(action.transfer, host, device)
+        except TransferError as error:
+            logger.warning("elora: a copy from the host failed, its content is recomputed: %s", error)
+            self.stats.failed_transfers += 1
+            return False
+        for item, part in zip(action.items, parts, strict=True):
+            if item.kind == "adapter":
+                self.weights.adopt(item.key, part)
+        self.loading[action.transfer] = action
+        if self.auditor is not None:
+            self.auditor.loaded(host, device)
+        self._count_load(action)
+        return True
+
+    def _count_load(self, action: Load) -> None:
+        adapters = sum(item.kind == "adapter" for item in action.items)
+        kv = len(action.items) - adapters
+        stats = self.stats
+        stats.load_backs += len(action.items)
+        stats.adapter_load_backs += adapters
+        stats.slots_loaded_back += action.size
+        stats.adapter_loads += adapters
+        stats.adapter_slots_loaded += sum(item.size for item in action.items if item.kind == "adapter")
+        if action.why == "idle":
+            stats.idle_prefetches_kv += kv
+            stats.idle_prefetches_adapter += adapters
+        elif action.why == "queue":
+            stats.queue_prefetches += len(action.items)
+        else:
+            stats.loads_at_admission += len(action.items)
+
+    def make_room(self, need: int) -> None:
+        """Evict until ``need`` device slots are free, as far as anything may go."""
+        shortfall = need - self.allocator.available_size()
+        if shortfall > 0:
+            self.execute(self.manager.evict(shortfall))
+
+    def _spares(self, need: int) -> bool:
+        """Whether ``need`` device slots can go without touching the reserve. What a copy holds cannot be evicted."""
+        room = self.allocator.available_size() + self.manager.tree.evictable_size
+        return not self.reserve or bool(room >= need + self.reserve)
+
+    def _host_slots(self, sizes: list[int]) -> list[torch.Tensor] | None:
+        assert self.tier is not None
+        slots = self.tier.host.alloc(sum(sizes))
+        return None if slots is None else list(slots.split(sizes))
+
+    def _place(self, action: Save) -> list[_Saving]:
+        """Give the nodes host slots; their copy is still to start. Empty when that was not possible (undone)."""
+        assert self.tier is not None
+        if not self._spares(0):
+            self.execute(self.manager.failed(action.transfer))
+            return []
+        parts = self._host_slots([item.size for item in action.items])
+        if parts is None:
+            self._fail(action.transfer)
+            return []
+        self.manager.saved(action.transfer, parts)
+        self.stats.backups += len(action.items)
+        return [_Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))]
+
+    def _start_saves(self, saves: list[_Saving]) -> None:
+        """One copy for all of them: starting one costs the scheduler more than most saves' bytes do."""
+        if saves:
+            device, host = torch.cat([s.device for s in saves]), torch.cat([s.host for s in saves])
+            self._start_save([s.transfer for s in saves], device, host)
+
+    def _save_under_pressure(self, victim: Victim) -> None:
+        assert self.tier is not None and victim.transfer is not None
+        parts = self._host_slots([victim.size])
+        if parts is None:
+            self._fail(victim.transfer)
+            return
+        self.manager.saved(victim.transfer, parts)
+        if self._start_save([victim.transfer], victim.payload, parts[0]):
+            self.tier.engine.release_after(victim.transfer)
+            self.stats.pressure_saves += 1
+
+    def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> bool:
+        """Copy their slots as one; the engine knows it by the first one's id."""
+        assert self.tier is not None
+        try:
+            self.tier.engine.save(transfers[0], device, host)
+        except TransferError as error:
+            logger.warning("elora: a copy to the host failed: %s", error)
+            for transfer in transfers:
+                self._fail(transfer)
+            return False
+        self._saving.update((transfer, transfers[0]) for transfer in transfers)
+        if self.auditor is not None:
+            self.auditor.saved(device, host)
+        return True
+
+    def _read(self, action: Read) -> None:
+        parts = self._host_slots([action.size])
+        if parts is None:
+            self._fail(action.transfer)
+            return
+        self.manager.saved(action.transfer, parts)
+        try:
+            self.weights.store.start_read(action.key, parts[0])
+        except (KeyError, ValueError) as error:  # unloaded meanwhile, or its old version is still being read
+            logger.warning("elora: an adapter cannot be read into host memory now: %s", error)
+            self._fail(action.transfer)
+            return
+        self._reading[action.key] = _Reading(action.transfer, action.size, time.perf_counter())
+        self.stats.adapter_reads += 1
+
+    def _fail(self, transfer: int) -> bool:
+        self.stats.failed_transfers += 1
+        self.execute(self.manager.failed(transfer))
+        return False
+
+    # -- what became of it ------------------------------------------------------------------------
+
+    def finished(self) -> list[tuple[int, bool]]:
+        """Transfers that ended on this rank since the last call, with their outcome."""
+        if self.tier is None:
+            return []
+        copies: list[tuple[int, bool]] = []
+        for copy, ok in self.tier.engine.poll():
+            carried = [transfer for transfer, by in self._saving.items() if by == copy]
+            copies += [(transfer, ok) for transfer in carried or (copy,)]
+        return [*copies, *self._reads_ended(wait=False)]
+
+    def _reads_ended(self, *, wait: bool) -> list[tuple[int, bool]]:
+        assert self.tier is not None
+        ended = []
+        for key, error in self.weights.store.poll_reads(wait=wait):
+            reading = self._reading.pop(key, None)
+            if reading is None:
+                continue
+            ended.append((reading.transfer, error is None))
+            if error is not None:
+                logger.warning("elora: %s", error)
+            elif self.meter is not None:
+                self.meter.read(time.perf_counter() - reading.began, reading.size * self.tier.host.slot_bytes)
+        return ended
+
+    def settle(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
+        """Forget transfers that rank 0 saw end; another rank first waits for its own copy of them.
+
+        Raises:
+            RuntimeError: a copy failed here that succeeded on rank 0: the ranks would decide differently.
+        """
+        for transfer, ok in finished:
+            if follower:
+                mine = self._wait(transfer)
+                if ok and not mine:
+                    raise RuntimeError(f"elora: transfer {transfer} failed on this rank and not on rank 0")
+            self.loading.pop(transfer, None)
+            self._saving.pop(transfer, None)
+            self.stats.failed_transfers += not ok
+
+    def _wait(self, transfer: int) -> bool:
+        assert self.tier is not None
+        if any(reading.transfer == transfer for reading in self._reading.values()):
+            self._read_outcomes.update(self._reads_ended(wait=True))
+        if transfer in self._read_outcomes:
+            return self._read_outcomes.pop(transfer)
+        return self.tier.engine.wait(self._saving.get(transfer, transfer))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a copy or a read is in flight."""
+        return bool(self.loading or self._saving or self._reading)
+
+    def drain(self) -> None:
+        """Wait for everything in flight and forget it, as before a flush. The host pool is empty afterwards."""
+        if self.tier is None:
+            return
+        self.tier.engine.drain()
+        self.tier.engine.poll()
+        self.weights.store.drop_all()
+        self.weights.store.poll_reads(wait=True)
+        self._reading.clear()
+        self._read_outcomes.clear()
+        self.loading.clear()
+        self._saving.clear()
+        self.tier.host.clear()
