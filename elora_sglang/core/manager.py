@@ -1,8 +1,8 @@
 """The cache manager: events in, actions out.
 
-The one object that decides in the server and in a simulator. Every method that is an *event* (:data:`EVENTS`) is
-called in the same order with the same values on every tensor-parallel rank; nothing else reaches a decision: no
-clock (time comes with :meth:`CacheManager.tick`), no randomness, no order of sets.
+The one object that decides in the server, on replay and in the simulator. Every method that is an *event*
+(:data:`EVENTS`) is called in the same order with the same values on every tensor-parallel rank. Nothing else reaches
+a decision: no clock (time comes with :meth:`CacheManager.tick`), no randomness, no order of sets.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save
+from elora_sglang.core.admission import Admission, Ask, Entry, Holding
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.policies import create_policy
@@ -41,6 +42,15 @@ __all__ = [
 EVENTS = (
     "tick",
     "enqueue",
+    "enqueue_lost",
+    "most_new_tokens",
+    "begin_pass",
+    "consider",
+    "bring_in",
+    "brought_in",
+    "no_room",
+    "no_tokens",
+    "batch",
     "started",
     "finished",
     "forget",
@@ -73,7 +83,7 @@ PREFILL_TICKS = 2
 
 
 class CacheManager:
-    """Tree, policy, waiting queue and swapper of one pool.
+    """Tree, policy, waiting queue, admission and swapper of one pool.
 
     Args:
         page_size: tokens per page.
@@ -86,6 +96,7 @@ class CacheManager:
 
     Attributes:
         tree: to be read; changed through events only.
+        admission: who enters a batch; to be read.
         now: seconds, as of the last tick.
         batch_size: mean number of running and waiting requests over the last 5 s.
         step_s: seconds of a decode step, as the times of the ticks show; 0 before anything ran.
@@ -116,6 +127,7 @@ class CacheManager:
         self.waiting = WaitingQueue()
         self.policy.bind(self)
         self.tree = DependencyTree(page_size, self.policy, payloads)
+        self.admission = Admission(self.tree, lambda rid: self.ready(rid))
         self.swapper = Swapper(self.tree, self.waiting, settings, device_slots, costs)
         self._load_sizes: deque[tuple[float, int]] = deque()
         self._load_sum = 0
@@ -202,15 +214,68 @@ class CacheManager:
         hints: Hints | None = None,
     ) -> None:
         """Request ``rid`` waits from now on; what it needs may start moving at the next tick."""
+        adapter = self.tree.adapter(adapter_key)
+        self.admission.overtaking.queue(rid, for_adapter=adapter is None or not adapter.resident)
         self.waiting.add(rid, adapter_key, tokens, namespace, hints)
         self._queue_changed = True
+
+    def enqueue_lost(self, rid: str) -> None:
+        """It waits only to be turned away: it takes its place in the queue, and needs nothing."""
+        self.admission.overtaking.queue(rid, for_adapter=False)
+
+    # -- admission --------------------------------------------------------------------------------
+
+    def most_new_tokens(self, prompt: int, adapter: int, pinned: int) -> int:
+        """How many tokens a request may generate so that it can ever be admitted; negative: not even its prompt fits.
+
+        Args:
+            prompt: tokens of its prompt.
+            adapter: slots of its adapter.
+            pinned: slots of all other pinned adapters, which nobody can evict.
+        """
+        pages = -(-prompt // self.page_size) * self.page_size
+        return self.device_slots - adapter - pinned - pages - self.page_size - 1
+
+    def begin_pass(self, running: Sequence[str], chunk: int | None = None) -> None:
+        """See :meth:`Admission.begin_pass`."""
+        self.admission.begin_pass(running, chunk)
+
+    def consider(self, ask: Ask, holdings: Sequence[Holding] = ()) -> Entry:
+        """See :meth:`Admission.consider`."""
+        return self.admission.consider(ask, holdings)
+
+    def bring_in(self, ask: Ask, holdings: Sequence[Holding] = ()) -> Entry:
+        """See :meth:`Admission.bring_in`."""
+        return self.admission.bring_in(ask, holdings)
+
+    def brought_in(self, read: bool) -> None:
+        """See :meth:`Admission.brought_in`."""
+        self.admission.brought_in(read=read)
+
+    def no_room(self, ask: Ask, holdings: Sequence[Holding] = ()) -> Entry:
+        """See :meth:`Admission.no_room`."""
+        return self.admission.no_room(ask, holdings)
+
+    def no_tokens(self, ask: Ask, node: Node, cached: int, holdings: Sequence[Holding] = ()) -> Entry:
+        """See :meth:`Admission.no_tokens`."""
+        return self.admission.no_tokens(ask, node, cached, holdings)
 
     def started(self, rid: str, node: Node) -> None:
         """It was admitted with the prefix that ends at ``node``: one counted use; its guards go."""
         self._unmeasured = PREFILL_TICKS
+        self.admission.enters(rid)
         self._leave_queue(rid)
         self.tree.count_use(node)
         self.swapper.offer_path(node)
+
+    def batch(self, prefilled: Sequence[str], decodes: bool) -> None:
+        """A batch is about to run: the queue's logical time, which counts batches, goes on.
+
+        Args:
+            prefilled: all its requests where it prefills any; else none.
+            decodes: whether it decodes, alone or beside prompts.
+        """
+        self.admission.overtaking.batch(prefilled, prefill=bool(prefilled), decode=decodes)
 
     def finished(self, rid: str, node: Node, hints: Hints | None = None) -> None:
         """It ended; its prompt and answer end at ``node``."""
@@ -222,6 +287,7 @@ class CacheManager:
         self._leave_queue(rid)
 
     def _leave_queue(self, rid: str) -> None:
+        self.admission.overtaking.leave(rid)
         request = self.waiting.remove(rid)
         if request is not None:
             self.tree.unguard(request.rank)

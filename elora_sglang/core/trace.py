@@ -18,23 +18,24 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from elora_sglang.core.actions import Free, FreeHost, Item, Load, Read, Save
+from elora_sglang.core.admission import Ask, Entry, Holding
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.manager import EVENTS, CacheManager, SwapSettings
 from elora_sglang.core.tree.node import Insert, Match, Node
 
-VERSION = 1
+VERSION = 2
 
 
 class SizeFreePayloads:
     """Payload operations for managers without bytes: everything is ``None``."""
 
     def slice(self, payload: Any, start: int, stop: int) -> None:
-        """Nothing of nothing."""
+        """No payload."""
         return None
 
     def split(self, payload: Any, at: int) -> tuple[None, None]:
-        """Nothing, twice."""
+        """No payload on either side."""
         return None, None
 
 
@@ -93,6 +94,10 @@ def _encode(value: Any) -> Any:
         return {"costs": asdict(value)}
     if isinstance(value, Hints):
         return {"hints": asdict(value)}
+    if isinstance(value, Ask):
+        return {"ask": list(value)}
+    if isinstance(value, Holding):
+        return {"holding": [value.rid, value.adapter, value.own, value.node.id]}
     if isinstance(value, list | tuple):
         return {"list" if isinstance(value, list) else "tuple": [_encode(one) for one in value]}
     return {"payload": None}
@@ -105,6 +110,8 @@ def _encode_result(result: Any) -> Any:
         return [result.node.id, result.matched]
     if isinstance(result, Node):
         return result.id
+    if isinstance(result, Entry):
+        return ["entry", *result]
     if isinstance(result, Load):
         return ["load", result.transfer, result.why, result.rid, [_item(item) for item in result.items]]
     if isinstance(result, Save):
@@ -180,6 +187,11 @@ class _Player:
             return Costs(**inner)
         if kind == "hints":
             return Hints(**inner)
+        if kind == "ask":
+            return Ask(*inner)
+        if kind == "holding":
+            rid, adapter, own, node = inner
+            return Holding(rid, adapter, own, self._node(node))
         if kind in ("list", "tuple"):
             decoded = [self._decode(one) for one in inner]
             return decoded if kind == "list" else tuple(decoded)

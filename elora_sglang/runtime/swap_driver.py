@@ -1,4 +1,4 @@
-"""Executes what the cache manager decides: slots of both tiers, copies between them, files.
+"""The server's backend of ``core/executor.py``: slots of both tiers, copies between them, files.
 
 The manager says *what*; this class knows *where*: it takes slots from SGLang's allocator and from the host pool,
 starts copies, reads adapters' files, and tells the manager what became of it. It decides nothing.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from elora_sglang.core.manager import Action, Free, FreeHost, Load, Read, Save
-from elora_sglang.core.tree.node import HostVictim, Victim
+from elora_sglang.core.actions import Load, Read, Save
+from elora_sglang.core.tree.node import HostVictim, Node, Victim
+from elora_sglang.runtime.adapters.files import AdapterError
 from elora_sglang.runtime.transfers.engine import TransferError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class _Saving:
 
 @dataclass
 class SwapDriver:
-    """Hands and feet of one :class:`CacheManager`.
+    """What the actions of one :class:`CacheManager` do to SGLang's allocator, the host pool and the LoRA pool.
 
     Args:
         manager: decides.
@@ -89,6 +90,7 @@ class SwapDriver:
         weights: the LoRA pool, which places adapters.
         tier: host pool and transfer engine; ``None`` without a host tier.
         stats: counters to keep.
+        order: orders what comes next on the current stream behind the last launched forward.
         meter: told how long files took.
     """
 
@@ -97,6 +99,7 @@ class SwapDriver:
     weights: EloraLoRAMemoryPool
     tier: HostTier | None
     stats: CacheStats
+    order: Callable[[], None] = lambda: None
     meter: CostMeter | None = None
     #: Told of every copy, if there is one.
     auditor: Auditor | None = None
@@ -109,44 +112,21 @@ class SwapDriver:
     _reading: dict[str, _Reading] = field(default_factory=dict)
     _read_outcomes: dict[int, bool] = field(default_factory=dict)
 
-    # -- doing what was decided -------------------------------------------------------------------
+    # -- slots ------------------------------------------------------------------------------------
 
-    def execute(self, actions: Iterable[Action]) -> int:
-        """Carry out the actions in order; returns the device slots that were freed.
+    def available(self) -> int:
+        """Device slots that nobody has."""
+        return int(self.allocator.available_size())
 
-        Mutates both pools and, through its answers, the manager.
-        """
-        freed = 0
-        todo = list(actions)
-        saves: list[_Saving] = []
-        while todo:
-            action = todo.pop(0)
-            if isinstance(action, FreeHost):
-                self.release_host(action.victims)
-                continue
-            if isinstance(action, Save):
-                saves += self._place(action)
-                continue
-            self._start_saves(saves)  # what comes next on the link stays behind them
-            saves = []
-            if isinstance(action, Free):
-                freed += self.release(action.victims)
-            elif isinstance(action, Load):
-                if not self._launch(action):
-                    # Later loads may build on this one's nodes: they are taken back first.
-                    later = [other for other in todo if isinstance(other, Load)]
-                    todo = [other for other in todo if not isinstance(other, Load)]
-                    for load in (*reversed(later), action):
-                        freed += self.execute(self.manager.failed(load.transfer))
-            else:
-                assert isinstance(action, Read)
-                self._read(action)
-        self._start_saves(saves)
-        return freed
+    def spares(self, need: int) -> bool:
+        """Whether ``need`` device slots can go without touching the reserve. What a copy holds cannot be evicted."""
+        room = self.allocator.available_size() + self.manager.tree.evictable_size
+        return not self.reserve or bool(room >= need + self.reserve)
 
-    def release(self, victims: Sequence[Victim]) -> int:
-        """Give the victims' device slots back; returns how many. Saved ones are copied out first."""
+    def free(self, victims: Sequence[Victim]) -> list[int]:
+        """Give the victims' device slots back; saved ones are copied out first. Returns copies that did not start."""
         freed: list[torch.Tensor] = []
+        failed: list[int] = []
         for victim in victims:
             if victim.payload is None:
                 continue  # a load that found no room: it never had slots
@@ -162,17 +142,16 @@ class SwapDriver:
                 self.stats.demotions += 1
                 self.stats.adapter_demotions += victim.kind == "adapter"
             if victim.fate == "saved":
-                self._save_under_pressure(victim)
+                failed += self._save_under_pressure(victim)
             freed.append(victim.payload)
         if not freed:
-            return 0
+            return failed
         # Payloads are whole pages in row order, whatever their owners were. Together, because SGLang's allocator
         # copies its whole free list each time.
-        slots = torch.cat(freed)
-        self.allocator.free_segment(slots, start_pos=0)
-        return len(slots)
+        self.allocator.free_segment(torch.cat(freed), start_pos=0)
+        return failed
 
-    def release_host(self, victims: Sequence[HostVictim]) -> None:
+    def free_host(self, victims: Sequence[HostVictim]) -> None:
         """Give the victims' host slots back."""
         for victim in victims:
             self.stats.host_evictions += 1
@@ -181,19 +160,11 @@ class SwapDriver:
             if victim.payload is not None and self.tier is not None:
                 self.tier.host.free(victim.payload)
 
-    def load(self, action: Load) -> bool:
-        """Start one load; False when that was not possible (undone)."""
-        if self._launch(action):
-            return True
-        self.execute(self.manager.failed(action.transfer))
-        return False
+    # -- copies and files -------------------------------------------------------------------------
 
-    def _launch(self, action: Load) -> bool:
-        """Give the nodes device slots and start their copy; after False the caller says ``failed``."""
+    def load(self, action: Load) -> bool:
+        """Give the nodes device slots and start their copy; False when that was not possible."""
         assert self.tier is not None
-        if not self._spares(action.size):
-            return False
-        self.make_room(action.size)
         slots = self.allocator.alloc(action.size)
         if slots is None:
             self.stats.failed_transfers += 1
@@ -240,87 +211,95 @@ class SwapDriver:
         else:
             stats.loads_at_admission += len(action.items)
 
-    def make_room(self, need: int) -> None:
-        """Evict until ``need`` device slots are free, as far as anything may go."""
-        shortfall = need - self.allocator.available_size()
-        if shortfall > 0:
-            self.execute(self.manager.evict(shortfall))
-
-    def _spares(self, need: int) -> bool:
-        """Whether ``need`` device slots can go without touching the reserve. What a copy holds cannot be evicted."""
-        room = self.allocator.available_size() + self.manager.tree.evictable_size
-        return not self.reserve or bool(room >= need + self.reserve)
-
     def _host_slots(self, sizes: list[int]) -> list[torch.Tensor] | None:
         assert self.tier is not None
         slots = self.tier.host.alloc(sum(sizes))
         return None if slots is None else list(slots.split(sizes))
 
-    def _place(self, action: Save) -> list[_Saving]:
-        """Give the nodes host slots; their copy is still to start. Empty when that was not possible (undone)."""
+    def place(self, action: Save) -> _Saving | None:
+        """Give the nodes host slots; their copy is still to start. ``None`` when that was not possible."""
         assert self.tier is not None
-        if not self._spares(0):
-            self.execute(self.manager.failed(action.transfer))
-            return []
+        if not self.spares(0):
+            return None
         parts = self._host_slots([item.size for item in action.items])
         if parts is None:
-            self._fail(action.transfer)
-            return []
+            self.stats.failed_transfers += 1
+            return None
         self.manager.saved(action.transfer, parts)
         self.stats.backups += len(action.items)
-        return [_Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))]
+        return _Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))
 
-    def _start_saves(self, saves: list[_Saving]) -> None:
+    def start(self, placed: Sequence[_Saving]) -> list[int]:
         """One copy for all of them: starting one costs the scheduler more than most saves' bytes do."""
-        if saves:
-            device, host = torch.cat([s.device for s in saves]), torch.cat([s.host for s in saves])
-            self._start_save([s.transfer for s in saves], device, host)
+        device, host = torch.cat([s.device for s in placed]), torch.cat([s.host for s in placed])
+        return self._start_save([s.transfer for s in placed], device, host)
 
-    def _save_under_pressure(self, victim: Victim) -> None:
+    def _save_under_pressure(self, victim: Victim) -> list[int]:
         assert self.tier is not None and victim.transfer is not None
         parts = self._host_slots([victim.size])
         if parts is None:
-            self._fail(victim.transfer)
-            return
+            self.stats.failed_transfers += 1
+            return [victim.transfer]
         self.manager.saved(victim.transfer, parts)
-        if self._start_save([victim.transfer], victim.payload, parts[0]):
+        failed = self._start_save([victim.transfer], victim.payload, parts[0])
+        if not failed:
             self.tier.engine.release_after(victim.transfer)
             self.stats.pressure_saves += 1
+        return failed
 
-    def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> bool:
-        """Copy their slots as one; the engine knows it by the first one's id."""
+    def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> list[int]:
+        """Copy their slots as one; the engine knows it by the first one's id. Returns them where it did not start."""
         assert self.tier is not None
         try:
             self.tier.engine.save(transfers[0], device, host)
         except TransferError as error:
             logger.warning("elora: a copy to the host failed: %s", error)
-            for transfer in transfers:
-                self._fail(transfer)
-            return False
+            self.stats.failed_transfers += len(transfers)
+            return transfers
         self._saving.update((transfer, transfers[0]) for transfer in transfers)
         if self.auditor is not None:
             self.auditor.saved(device, host)
-        return True
+        return []
 
-    def _read(self, action: Read) -> None:
+    def read(self, action: Read) -> bool:
+        """Begin to read an adapter's file into host slots, in a thread of its own."""
         parts = self._host_slots([action.size])
         if parts is None:
-            self._fail(action.transfer)
-            return
+            self.stats.failed_transfers += 1
+            return False
         self.manager.saved(action.transfer, parts)
         try:
             self.weights.store.start_read(action.key, parts[0])
         except (KeyError, ValueError) as error:  # unloaded meanwhile, or its old version is still being read
             logger.warning("elora: an adapter cannot be read into host memory now: %s", error)
-            self._fail(action.transfer)
-            return
+            self.stats.failed_transfers += 1
+            return False
         self._reading[action.key] = _Reading(action.transfer, action.size, time.perf_counter())
         self.stats.adapter_reads += 1
+        return True
 
-    def _fail(self, transfer: int) -> bool:
-        self.stats.failed_transfers += 1
-        self.execute(self.manager.failed(transfer))
-        return False
+    def read_to_device(self, node: Node) -> torch.Tensor | None:
+        """Read an adapter's file into device slots, which blocks; ``None`` when there is no room.
+
+        Raises:
+            AdapterError: its file is gone, broken or has other content; nothing is changed.
+        """
+        slots = self.allocator.alloc(node.size)
+        if slots is None:
+            return None
+        # alloc returns a view of the whole free list; an adapter lies in ascending slots, as its host copy does.
+        slots = slots.to(torch.int64, copy=True).sort().values
+        self.order()
+        if self.tier is not None:
+            self.tier.engine.settle(slots)  # a save may still read what was evicted a moment ago
+        try:
+            self.weights.load(node.key, slots)
+        except AdapterError:
+            self.allocator.free_segment(slots, start_pos=0)
+            raise
+        self.stats.adapter_loads += 1
+        self.stats.adapter_slots_loaded += node.size
+        return slots
 
     # -- what became of it ------------------------------------------------------------------------
 

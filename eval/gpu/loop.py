@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from elora_sglang.core.costs import Costs
+from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.swapper import SwapSettings, parts
 from elora_sglang.core.tree.node import Node
@@ -221,6 +222,7 @@ class Loop:
             SimpleNamespace(host=self.host, engine=self.engine),  # type: ignore[arg-type]
             CacheStats(),
         )
+        self.executor = Executor(self.manager, self.driver)
         for name, one in layouts.items():
             taken = self.host.alloc(one.slots)
             if taken is None:
@@ -245,7 +247,7 @@ class Loop:
         finished = self.driver.finished()
         self.driver.settle(finished, follower=False)
         free = self.slots.available_size()
-        self.driver.execute(self.manager.tick(self.now(), free, finished, running=len(self.running)))
+        self.executor.run(self.manager.tick(self.now(), free, finished, running=len(self.running)))
         for job in list(self.waiting):
             if self.manager.ready(job.rid) and self._admit(job):
                 self.waiting.remove(job)
@@ -285,19 +287,19 @@ class Loop:
             return False
         if not adapter.resident:
             load = manager.load_for(adapter)
-            if load is None or not self.driver.load(load):
+            if load is None or not self.executor.load(load):
                 return False
         manager.lock(held)
         last = held
         if match.host_length:
             load = manager.load_for(match.host_node)
-            if load is not None and self.driver.load(load):
+            if load is not None and self.executor.load(load):
                 last = match.host_node
         manager.lock(last)
         manager.unlock(held)
         cached = match.length + (match.host_length if last is not held else 0)
         need = len(job.tokens) + job.answer - cached
-        self.driver.make_room(need)
+        self.executor.make_room(need)
         own = self.slots.alloc(need)
         if own is None:
             manager.unlock(last)
@@ -380,7 +382,7 @@ class Loop:
         kept = [node.payload for node in tree.path(inserted.node) if node.kind == "kv"]
         job.slots = torch.cat([*kept, job.slots[end:]])
         job.lock, job.cached = inserted.node, end
-        self.driver.execute(self.manager.collect())
+        self.executor.run(self.manager.collect())
 
     def _end(self) -> list[Job]:
         ended = [job for job in self.running if len(job.made) >= job.answer]
@@ -392,7 +394,7 @@ class Loop:
             assert job.lock is not None
             self.manager.unlock(job.lock)
             self.manager.finished(job.rid, job.lock)
-            self.driver.execute(self.manager.collect())
+            self.executor.run(self.manager.collect())
             job.ended = self.now()
         return ended
 

@@ -95,7 +95,7 @@ def overlap(how: Bench, shape: Shape) -> dict[str, Any]:
                     loop.step()  # idle: what is new is backed up
                     if loop.now() > deadline:
                         raise RuntimeError("the history was not backed up within 30 s")
-                loop.driver.execute(loop.manager.evict(size))
+                loop.executor.run(loop.manager.evict(size))
                 loop.driver.settle(loop.driver.finished(), follower=False)
             job = serve(f"{where} {number}", job_tokens, "a")
             results[where].append(job.ttft)

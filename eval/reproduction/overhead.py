@@ -11,7 +11,7 @@ from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.swapper import SwapSettings
 from elora_sglang.core.tree.node import Node
-from elora_sglang.eval.sim.unified import Counted
+from elora_sglang.eval.sim.unified import SlotCounts
 
 #: Nodes of KV before the measurement; blocks of a prompt, half of which are cached; queries measured.
 NODES, BLOCKS, QUERIES = 10_000, 16, 2_000
@@ -21,7 +21,7 @@ ADAPTERS = 100
 def measure() -> dict[str, Any]:
     """Mean seconds of match, lock, insert, unlock with policy ``elora``; prompts of 16 blocks, half of them cached."""
     rng = random.Random(0)
-    manager = CacheManager(1, 10**9, "elora", Counted(), SwapSettings(host_slots=0), Costs.default(), None)
+    manager = CacheManager(1, 10**9, "elora", SlotCounts(), SwapSettings(host_slots=0), Costs.default(), None)
     adapters = [manager.register(f"a{number}", 10) for number in range(ADAPTERS)]
     for node in adapters:
         manager.make_resident(node, 10)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from elora_sglang.core.admission import Ask
 
 if TYPE_CHECKING:
     from elora_sglang.eval.sim.requests import Request
 
 
 @dataclass
-class Admission:
+class Admitted:
     """A request that may run.
 
     Attributes:
@@ -22,8 +25,33 @@ class Admission:
     blocking_s: float = 0.0
 
 
+@dataclass
+class Refused:
+    """A request that stays in the queue.
+
+    Attributes:
+        ends_scan: nobody behind it is looked at in this pass.
+        hopeless: it can never fit.
+    """
+
+    ends_scan: bool = True
+    hopeless: bool = False
+
+
 class Cache(Protocol):
-    """What a simulated server asks of a cache."""
+    """What a simulated server asks of a cache.
+
+    Attributes:
+        set_aside: slots that this pass keeps for requests that it looked past.
+        closed: whether nobody else may enter in this pass.
+        passing: whether somebody was looked past and others may pass it, now or some batches later.
+    """
+
+    set_aside: int
+    closed: bool
+
+    @property
+    def passing(self) -> bool: ...
 
     def enqueue(self, req: Request) -> None:
         """It waits from now on."""
@@ -33,12 +61,20 @@ class Cache(Protocol):
         """Time goes on; copies end, others start."""
         ...
 
-    def hold(self, req: Request) -> bool:
-        """Whether it had better wait, while others run, for what is on its way."""
+    def begin_pass(self, running: Sequence[Request], chunk: int) -> None:
+        """A pass over the queue begins."""
         ...
 
-    def admit(self, req: Request, now: float, reserve: int) -> Admission | None:
-        """Give it a prefix, its adapter and slots for its prompt, leaving ``reserve`` slots; None: no room."""
+    def consider(self, req: Request, ask: Ask) -> bool:
+        """Whether it may be looked at now."""
+        ...
+
+    def admit(self, req: Request, ask: Ask) -> Admitted | Refused:
+        """Give it a prefix, its adapter and slots for its prompt; or say why not."""
+        ...
+
+    def batch(self, prefilled: Sequence[Request], decodes: int) -> None:
+        """A batch runs: a prefill of these requests, or so many decode steps."""
         ...
 
     def computed(self, req: Request) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from elora_sglang.core.policies.base import BasePolicy
 from elora_sglang.core.tree.node import Node
 from elora_sglang.core.tree.tree import DependencyTree
-from elora_sglang.eval.sim.unified import Counted
+from elora_sglang.eval.sim.unified import SlotCounts
 
 #: What the device has leaves the host after everything that it has not, as in HiCache.
 _RESIDENT = 1e15
@@ -92,7 +92,7 @@ class _Replay:
     def __init__(self, events: list[list[Any]]) -> None:
         self._events, self.at = events, 0
         self._policy = SglangLru()
-        self.tree = DependencyTree(1, self._policy, Counted())
+        self.tree = DependencyTree(1, self._policy, SlotCounts())
         self._policy.view = _View(self.tree)  # type: ignore[assignment]  # it asks for nothing else
         self._nodes: dict[int, Node] = {}
         self._inserted: tuple[Node, int] | None = None

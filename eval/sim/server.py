@@ -1,7 +1,8 @@
 """A serving engine in simulated time: continuous batching with chunked prefill over a cache model.
 
-As SGLang schedules: a prefill batch goes first where one can be formed, queue order, as many as fit; else all
-running requests decode one step. Steps in which nothing can happen are taken together.
+As SGLang schedules: a prefill batch goes first where one can be formed; else all running requests decode one step.
+Steps in which nothing can happen are taken together. Who enters a batch is the cache's to say: ``--elora``'s asks the
+server's own admission, the others go in queue order, as many as fit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from elora_sglang.eval.sim.cache import Cache
+from elora_sglang.core.admission import Ask
+from elora_sglang.eval.sim.cache import Cache, Refused
 
 if TYPE_CHECKING:
     from elora_sglang.eval.sim.machine import Machine
@@ -123,7 +125,10 @@ class Server:
     # -- prefill --------------------------------------------------------------------------------------
 
     def _form_prefill(self) -> list[tuple[Request, int]]:
-        """Requests and how many tokens of each this batch computes; admits from the queue."""
+        """Requests and how many tokens of each this batch computes; admits from the queue.
+
+        Who is admitted is decided by ``core/admission.py`` for caches that have it, as in the server.
+        """
         budget = self.machine.chunk_tokens
         batch: list[tuple[Request, int]] = []
         self._ready, self._blocking = 0.0, 0.0
@@ -134,36 +139,49 @@ class Server:
             budget -= take
         if not self.waiting or budget <= 0 or (self._chunked is not None and budget < self.block_tokens):
             return batch
+        running = self.running if self._chunked is None else [*self.running, self._chunked]
+        self.cache.begin_pass(running, self.machine.chunk_tokens)
         reserve = self._reserved()
-        held: list[Request] = []
-        for _ in range(min(len(self.waiting), SCAN)):
-            if budget <= 0 or len(self.running) + len(batch) >= self.machine.max_running:
+        for req in list(itertools.islice(self.waiting, SCAN)):
+            rows = self.machine.max_running - len(self.running) - len(batch)
+            if budget <= 0 or rows <= 0 or self.cache.closed:
                 break
-            req = self.waiting[0]
-            if (self.running or batch) and self.cache.hold(req):
-                held.append(self.waiting.popleft())
+            alone = not self.running and not batch
+            growth = 0 if alone else self._slots(req.answer_tokens * self._reserve)
+            ask = self._ask(req, growth, reserve, budget, rows, alone)
+            if not self.cache.consider(req, ask):
                 continue
-            own = self._slots(req.answer_tokens * self._reserve)
-            found = self.cache.admit(req, self.now, reserve + own)
-            if found is None:
-                if self.running or batch or held:
-                    break
-                found = self.cache.admit(req, self.now, 0)
-                if found is None:
-                    if self.cache.active:
-                        break  # a copy holds what it lacks
-                    self.cache.refuse(self.waiting.popleft())
+            found = self.cache.admit(req, ask)
+            if isinstance(found, Refused):
+                if found.hopeless:
+                    self.waiting.remove(req)
+                    self.cache.refuse(req)
                     self.outcome.refused += 1
-                    continue
-            self.waiting.popleft()
-            reserve += own
+                elif found.ends_scan:
+                    break
+                continue
+            self.waiting.remove(req)
+            reserve += growth
             self._ready = max(self._ready, found.ready)
             self._blocking = max(self._blocking, found.blocking_s)
             take = min(budget, req.prefill_tokens - req.done)
             batch.append((req, take))
             budget -= take
-        self.waiting.extendleft(reversed(held))
         return batch
+
+    def _ask(self, req: Request, growth: int, reserve: int, budget: int, rows: int, alone: bool) -> Ask:
+        """What ``req`` would take, in slots, and what the pass has left."""
+        return Ask(
+            rid=req.rid,
+            adapter=req.adapter,
+            need=self._slots(req.prefill_tokens + 1) + growth,
+            room=self.cache.room() - reserve - self.cache.set_aside,
+            length=req.prefill_tokens,
+            left=req.answer_tokens - req.made,
+            chunk_left=budget,
+            rows=rows,
+            alone=alone,
+        )
 
     def _reserved(self) -> int:
         left = sum(req.answer_tokens - req.made for req in self.running)
@@ -177,6 +195,7 @@ class Server:
     def _prefill(self, batch: list[tuple[Request, int]]) -> None:
         compute = sum(self.machine.prefill_s(req.done, take) for req, take in batch)
         compute = max(compute, self.machine.step_s) + self.machine.iteration_s
+        self.cache.batch([req for req, _ in batch], 0)
         begin = self.now + self._blocking
         # Layer by layer: when the last layer of the loads arrives, only that layer is still to compute.
         end = max(begin + compute, self._ready + compute / self.machine.layers)
@@ -211,7 +230,9 @@ class Server:
         horizon = [
             t for t in (next_arrival, self.cache.next_event() if self.waiting else None) if t is not None
         ]
-        if horizon:
+        if self.waiting and self.cache.passing:
+            steps = 1  # each step may let somebody pass
+        elif horizon:
             steps = max(1, min(steps, math.ceil((min(horizon) - self.now) / grown)))
         steps = max(steps, 1)
         needed, total = _growth(running, steps, block)
@@ -221,6 +242,7 @@ class Server:
         for req, slots in needed:
             while req.cache and not self.cache.grow(req, slots):
                 self._retract()
+        self.cache.batch([], steps)
         for req in self.running:
             req.made += steps
         elapsed = steps * (step + len(running) * machine.step_context_s * (steps - 1) / 2)
@@ -228,7 +250,7 @@ class Server:
         self.outcome.busy_s += elapsed
 
     def _retract(self) -> None:
-        """Take the last admitted request back to the queue (SGLang retracts those that made least)."""
+        """Take the last admitted request back to the end of the queue (SGLang retracts those that made least)."""
         victim = self.running.pop()
         self.cache.end(victim, finished=False)
         victim.cache = {}
@@ -236,7 +258,7 @@ class Server:
         # What it made is part of its prompt from now on.
         victim.done, victim.again = 0, victim.made
         victim.prompt = victim.whole[: victim.prefill_tokens // self.block_tokens]
-        self.waiting.appendleft(victim)
+        self.waiting.append(victim)
         self.cache.enqueue(victim)
 
     def _take_ended(self) -> list[Request]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from elora_sglang.core.admission import Ask
 from elora_sglang.core.swapper import SwapSettings
 from elora_sglang.core.tree.node import Node
-from elora_sglang.eval.sim.cache import Admission
+from elora_sglang.eval.sim.cache import Admitted, Refused
 from elora_sglang.eval.sim.unified import UnifiedCache
 
 if TYPE_CHECKING:
@@ -89,20 +90,25 @@ class SlottedCache(UnifiedCache):
             if host_slots:
                 self.manager.place_on_host(node, 0)
 
-    def hold(self, req: Request) -> bool:
-        """With overlap, a request waits for its adapter while others run."""
-        if req.adapter is None or not self._overlap:
-            return False
-        if req.adapter not in self._there and not self._start_loading(req.adapter):
-            return True
-        return self._loading.get(req.adapter, 0.0) > self.now
+    @property
+    def passing(self) -> bool:
+        """Nobody passes anybody but for an adapter on its way."""
+        return False
 
-    def admit(self, req: Request, now: float, reserve: int) -> Admission | None:
+    def consider(self, req: Request, ask: Ask) -> bool:
+        """Queue order; with overlap, a request waits for its adapter while others run."""
+        if ask.alone or req.adapter is None or not self._overlap:
+            return True
+        if req.adapter not in self._there and not self._start_loading(req.adapter):
+            return False
+        return self._loading.get(req.adapter, 0.0) <= self.now
+
+    def admit(self, req: Request, ask: Ask) -> Admitted | Refused:
         """A buffer and room for its tokens, or it waits."""
         if req.adapter is not None and req.adapter not in self._there and self._victim() is None:
-            return None
-        found = super().admit(req, now, reserve)
-        if found is None or req.adapter is None:
+            return Refused()
+        found = super().admit(req, ask)
+        if isinstance(found, Refused) or req.adapter is None:
             return found
         name = req.adapter
         at_hand = name in self._there and name not in req.cache
@@ -112,8 +118,8 @@ class SlottedCache(UnifiedCache):
         self._there[name] = self._there.pop(name, 0.0)
         self._users[name] = self._users.get(name, 0) + 1
         arrives = self._loading.get(name, 0.0)
-        if arrives > now and not self._overlap:
-            found.blocking_s = max(found.blocking_s, arrives - now)
+        if arrives > self.now and not self._overlap:
+            found.blocking_s = max(found.blocking_s, arrives - self.now)
         if req.adapter_tier == "host":
             req.restore_s += self.costs.load_s(self._real_sizes[name])
         return found
@@ -203,7 +209,7 @@ class SlottedCache(UnifiedCache):
         reqs = list(running)
         own = sum(req.cache["own"] for req in reqs)
         held = self.tree.evictable_size + self.tree.protected_size
-        if self.device_slots - self.free - held != own:
+        if self.device_slots - self.free_slots - held != own:
             raise AssertionError("slots are lost")
         used = {req.adapter for req in reqs if req.adapter is not None}
         if len(self._there) > self._slots or not used <= set(self._there):

@@ -6,15 +6,17 @@ numbers, in the same order of calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
+from elora_sglang.core.actions import Load, Read, Save
+from elora_sglang.core.admission import Ask, Entry, Holding
+from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import SwapSettings
-from elora_sglang.core.tree.node import Node
-from elora_sglang.eval.sim.cache import Admission
+from elora_sglang.core.tree.node import HostVictim, Node, Victim
+from elora_sglang.eval.sim.cache import Admitted, Refused
 from elora_sglang.eval.sim.clockwork import InFlight, Lane
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from elora_sglang.eval.sim.requests import Request
 
 
-class Counted:
+class SlotCounts:
     """Payloads that are numbers of slots."""
 
     def slice(self, payload: int, start: int, stop: int) -> int:
@@ -62,12 +64,17 @@ class UnifiedCache:
         self.costs = machine.costs(block_tokens)
         named = policy if isinstance(policy, str) else "lru"
         given = None if isinstance(policy, str) else policy
-        self.manager = CacheManager(1, device_slots, named, Counted(), settings, self.costs, given)
+        self.manager = CacheManager(1, device_slots, named, SlotCounts(), settings, self.costs, given)
         #: Told of each request just before it is served.
         self.before_serving: Callable[[Request], None] | None = None
+        self.executor = Executor(self.manager, self)
         self.tree = self.manager.tree
+        self.set_aside, self.closed = 0, False
+        self._running: Sequence[Request] = ()
+        self._admitted: list[Request] = []
+        self._blocking_s = 0.0
         self.sizes = {name: self.adapter_size(rank) for name, rank in adapters.items()}
-        self.free = device_slots
+        self.free_slots = device_slots
         self.device_slots = device_slots
         self.now = 0.0
         self.loads = Lane(machine.load_bytes_s, machine.latency_s)
@@ -99,47 +106,38 @@ class UnifiedCache:
         assert found is not None
         return found
 
-    # -- the swapper's actions ----------------------------------------------------------------------
+    # -- the backend of the executor -----------------------------------------------------------------
 
-    def execute(self, actions: Iterable[Action]) -> None:
-        """Do what was decided."""
-        todo = list(actions)
-        while todo:
-            action = todo.pop(0)
-            if isinstance(action, Free):
-                self._free(action)
-            elif isinstance(action, Save):
-                self.manager.saved(action.transfer, [item.size for item in action.items])
-                self._fly(action.transfer, self.saves, sum(item.size for item in action.items))
-            elif isinstance(action, Load):
-                if not self._load(action):
-                    later = [other for other in todo if isinstance(other, Load)]
-                    todo = [other for other in todo if not isinstance(other, Load)]
-                    for load in (*reversed(later), action):
-                        self.execute(self.manager.failed(load.transfer))
-            elif isinstance(action, Read):
-                self.manager.saved(action.transfer, [action.size])
-                self._fly(action.transfer, self.disk, action.size)
-            else:
-                assert isinstance(action, FreeHost)  # the tree counts host slots itself
+    def available(self) -> int:
+        """Device slots that nobody has."""
+        return self.free_slots
 
-    def _free(self, action: Free) -> None:
-        for victim in action.victims:
+    def spares(self, need: int) -> bool:
+        """Copies take what is free or could be; growing requests are served first by the server's own reserve."""
+        return True
+
+    def free(self, victims: Sequence[Victim]) -> list[int]:
+        """Their device slots are free; saves start."""
+        for victim in victims:
             if victim.payload is None:
                 continue
-            self.free += victim.size
+            self.free_slots += victim.size
             if victim.fate == "saved":
                 assert victim.transfer is not None
                 self.manager.saved(victim.transfer, [victim.size])
-                self._fly(victim.transfer, self.saves, victim.size)
+                self._fly([victim.transfer], self.saves, victim.size)
+        return []
 
-    def _load(self, action: Load) -> bool:
-        self.make_room(action.size)
-        if self.free < action.size:
+    def free_host(self, victims: Sequence[HostVictim]) -> None:
+        """The tree counts host slots itself."""
+
+    def load(self, action: Load) -> bool:
+        """Slots are taken, and the copy is under way; False where there are none."""
+        if self.free_slots < action.size:
             return False
-        self.free -= action.size
+        self.free_slots -= action.size
         self.manager.loaded(action.transfer, [item.size for item in action.items])
-        self._fly(action.transfer, self.loads, action.size)
+        self._fly([action.transfer], self.loads, action.size)
         if action.rid is not None:
             kv, adapter = self._fetched.get(action.rid, (0, False))
             kv += sum(item.size for item in action.items if item.kind == "kv")
@@ -147,17 +145,41 @@ class UnifiedCache:
             self._fetched[action.rid] = kv, adapter
         return True
 
-    def _fly(self, transfer: int, lane: Lane, slots: int) -> None:
-        self._flying.add(transfer, lane.start(self.now, slots * self.costs.slot_bytes))
+    def place(self, action: Save) -> Save:
+        """The host always has what the manager planned with."""
+        self.manager.saved(action.transfer, [item.size for item in action.items])
+        return action
 
-    def make_room(self, need: int) -> None:
-        """Evict until ``need`` slots are free, as far as anything may go."""
-        if need > self.free:
-            self.execute(self.manager.evict(need - self.free))
+    def start(self, placed: Sequence[Save]) -> list[int]:
+        """They travel as one copy, as in the server."""
+        size = sum(item.size for save in placed for item in save.items)
+        self._fly([save.transfer for save in placed], self.saves, size)
+        return []
+
+    def read(self, action: Read) -> bool:
+        """The file is under way to the host."""
+        self.manager.saved(action.transfer, [action.size])
+        self._fly([action.transfer], self.disk, action.size)
+        return True
+
+    def read_to_device(self, node: Node) -> int | None:
+        """From the file over the host's link, while everybody waits; None where there is no room."""
+        if self.free_slots < node.size:
+            return None
+        size = node.size * self.costs.slot_bytes
+        read = self.disk.start(self.now, size)
+        self._blocking_s = max(self.loads.start(read, size) - self.now, self._blocking_s)
+        self.free_slots -= node.size
+        return node.size
+
+    def _fly(self, transfers: Sequence[int], lane: Lane, slots: int) -> None:
+        ends = lane.start(self.now, slots * self.costs.slot_bytes)
+        for transfer in transfers:
+            self._flying.add(transfer, ends)
 
     def room(self) -> int:
         """Slots that are free or could be."""
-        return self.free + self.tree.evictable_size
+        return self.free_slots + self.tree.evictable_size
 
     # -- the life of a request ------------------------------------------------------------------------
 
@@ -176,7 +198,7 @@ class UnifiedCache:
         ended = [(transfer, True) for transfer in self._flying.arrived(self.now)]
         if ended or self.now >= self._plan_due or self.manager.settings.swap_interval_s == 0:
             self._plan_due = self.now + self.manager.settings.swap_interval_s
-        self.execute(self.manager.tick(self.now, self.free, ended, running=running))
+        self.executor.run(self.manager.tick(self.now, self.free_slots, ended, running=running))
 
     @property
     def active(self) -> bool:
@@ -190,84 +212,117 @@ class UnifiedCache:
             return arrives
         return self._plan_due if arrives is None else min(arrives, self._plan_due)
 
-    def hold(self, req: Request) -> bool:
-        """Whether it had better wait, while others run, for what is on its way."""
-        return not self.manager.ready(req.rid)
+    # -- admission --------------------------------------------------------------------------------------
 
-    def admit(self, req: Request, now: float, reserve: int) -> Admission | None:
-        """As ``EloraPrefillAdder``: adapter and tokens fit together, or it waits."""
+    def begin_pass(self, running: Sequence[Request], chunk: int) -> None:
+        """A pass over the queue begins."""
+        self._running, self._admitted = running, []
+        self.set_aside, self.closed = 0, False
+        self.manager.begin_pass([req.rid for req in running], chunk)
+
+    def consider(self, req: Request, ask: Ask) -> bool:
+        """Whether it may be looked at now: the manager's admission says so."""
+        return self._obey(self.manager.consider(ask, self._holdings(req)))
+
+    def _obey(self, entry: Entry) -> bool:
+        self.set_aside += entry.set_aside
+        self.closed |= entry.closed
+        return entry.may
+
+    @property
+    def passing(self) -> bool:
+        """Whether somebody was looked past and others may pass it, now or some batches later."""
+        return self.manager.admission.stopped and not self.closed
+
+    def _holdings(self, req: Request) -> list[Holding]:
+        """What everybody who runs will give back; empty where no answer about ``req`` depends on it."""
+        if not self.manager.admission.wants_holdings(req.rid):
+            return []
+        found = []
+        for other in (*self._running, *self._admitted):
+            left = -(-(other.answer_tokens - other.made) // self.block_tokens)
+            found.append(Holding(other.rid, other.adapter, other.cache["own"] + left, other.cache["lock"]))
+        return found
+
+    def batch(self, prefilled: Sequence[Request], decodes: int) -> None:
+        """A batch runs, or several decode steps."""
+        if prefilled:
+            self.manager.batch([req.rid for req in prefilled], False)
+        for _ in range(decodes):
+            self.manager.batch([], True)
+
+    def admit(self, req: Request, ask: Ask) -> Admitted | Refused:
+        """As ``EloraPrefillAdder.add_one_req``: adapter and tokens fit together, or it waits."""
         manager, tree = self.manager, self.tree
         adapter = self.node(req.adapter)
         tokens = self._matchable(req)
         match = manager.match(adapter, tokens)
-        total = -(-(req.prefill_tokens + 1) // self.block_tokens)
-        held = match.node
-        unlocked = sum(n.size for n in (*tree.path(match.node), adapter) if n.evictable)
-        bring = 0 if adapter.resident else adapter.size
-        own = total - match.length  # a prefix from the host takes slots, too
-        if own + bring + unlocked + reserve > self.room():
-            return None
-        found = Admission()
+        promised = self.room() - ask.room
         tier = self._tier(req, adapter)
+        self._blocking_s = 0.0
         if not adapter.resident:
-            if not self._bring_in(adapter, found):
-                return None
-            if not held.resident:
-                match = manager.match(adapter, tokens)
-                held, own = match.node, total - match.length
+            refused = self._bring_in(req, ask, adapter)
+            if refused is not None:
+                return refused
+            if not match.node.resident:
+                match = manager.match(adapter, tokens)  # what had outlived its adapter made room for it
+        held = match.node
+        unlocked = sum(n.size for n in (*tree.path(held), adapter) if n.evictable)
+        if ask.need - match.length + unlocked + promised > self.room():
+            return self._no_tokens(req, ask._replace(room=self.room() - promised), held, match.length)
         manager.lock(held)
         last, loaded = held, 0
         if match.host_length:
             load = manager.load_for(match.host_node)
-            if load is not None and self._started(load):
+            if load is not None and self.executor.load(load):
                 last, loaded = match.host_node, match.host_length
         manager.lock(last)
         manager.unlock(held)
-        own -= loaded
-        self.make_room(own)
-        if own > self.free:
+        own = -(-(req.prefill_tokens + 1) // self.block_tokens) - match.length - loaded
+        self.executor.make_room(own)
+        if own > self.free_slots:
             manager.unlock(last)
-            return None
-        self.free -= own
-        # What came for it while it waited was on the host when it was queued, as the server counts.
-        fetched, fetched_adapter = self._fetched.pop(req.rid, (0, False))
-        fetched = min(fetched, match.length)
-        device, host = match.length - fetched, loaded + fetched
-        req.adapter_tier = "host" if tier == "device" and fetched_adapter else tier
-        req.device, req.host = device * self.block_tokens, host * self.block_tokens
-        req.done = req.device + req.host
-        req.restore_s += self._restore(req, device, host, adapter)
-        if self.before_serving is not None:
-            self.before_serving(req)
+            return self._no_tokens(req, ask._replace(room=self.room() - promised), last, match.length)
+        self.free_slots -= own
+        self._note(req, adapter, tier, match.length, loaded)
         manager.started(req.rid, last)
         req.cache = {"lock": last, "own": own, "start": match.length + loaded}
-        found.ready = max(found.ready, self._arrival(last))
-        return found
+        self._admitted.append(req)
+        return Admitted(self._arrival(last), self._blocking_s)
+
+    def _bring_in(self, req: Request, ask: Ask, adapter: Node) -> Refused | None:
+        """Bring its adapter to the device, or say why not."""
+        manager, read = self.manager, not adapter.clean
+        entry = manager.bring_in(ask, self._holdings(req))
+        if entry.may:
+            if self.executor.bring_in(adapter):
+                manager.brought_in(read)
+                return None
+            entry = manager.no_room(ask, self._holdings(req))
+        self._obey(entry)
+        return Refused(ends_scan=False, hopeless=entry.hopeless)
+
+    def _no_tokens(self, req: Request, ask: Ask, node: Node, cached: int) -> Refused:
+        entry = self.manager.no_tokens(ask, node, cached, self._holdings(req))
+        return Refused(hopeless=entry.hopeless)
 
     def _tier(self, req: Request, adapter: Node) -> str:
         if req.adapter is None:
             return "base"
         return "device" if adapter.resident else "host" if adapter.clean else "disk"
 
-    def _bring_in(self, adapter: Node, found: Admission) -> bool:
-        load = self.manager.load_for(adapter) if adapter.clean else None
-        if load is not None:
-            return self._started(load)
-        self.make_room(adapter.size)
-        if self.free < adapter.size:
-            return False
-        size = adapter.size * self.costs.slot_bytes
-        read = self.disk.start(self.now, size)
-        found.blocking_s = max(self.loads.start(read, size) - self.now, found.blocking_s)
-        self.free -= adapter.size
-        self.manager.make_resident(adapter, adapter.size)
-        return True
-
-    def _started(self, load: Load) -> bool:
-        if self._load(load):
-            return True
-        self.execute(self.manager.failed(load.transfer))
-        return False
+    def _note(self, req: Request, adapter: Node, tier: str, found: int, loaded: int) -> None:
+        """Where its prefix and its adapter were."""
+        # What came for it while it waited was on the host when it was queued, as the server counts.
+        fetched, fetched_adapter = self._fetched.pop(req.rid, (0, False))
+        fetched = min(fetched, found)
+        device, host = found - fetched, loaded + fetched
+        req.adapter_tier = "host" if tier == "device" and fetched_adapter else tier
+        req.device, req.host = device * self.block_tokens, host * self.block_tokens
+        req.done = req.device + req.host
+        req.restore_s += self._restore(req, device, host, adapter)
+        if self.before_serving is not None:
+            self.before_serving(req)
 
     def _arrival(self, node: Node) -> float:
         """When all loads that bring ``node`` and what is above it have arrived."""
@@ -308,20 +363,20 @@ class UnifiedCache:
         inserted = self.manager.insert(self.tree.adapter_of(held), blocks, None, len(blocks), len(blocks))
         start = notes["start"]
         duplicate = max(inserted.matched - start, 0)  # others computed it meanwhile
-        self.free += duplicate
+        self.free_slots += duplicate
         notes["own"] -= len(blocks) - start
         notes["start"] = len(blocks)
         self.manager.lock(inserted.node)
         self.manager.unlock(held)
         notes["lock"] = inserted.node
-        self.execute(self.manager.collect())
+        self.executor.run(self.manager.collect())
 
     def grow(self, req: Request, slots: int) -> bool:
         """Give it more slots; False when there are none."""
-        self.make_room(slots)
-        if slots > self.free:
+        self.executor.make_room(slots)
+        if slots > self.free_slots:
             return False
-        self.free -= slots
+        self.free_slots -= slots
         req.cache["own"] += slots
         return True
 
@@ -331,7 +386,7 @@ class UnifiedCache:
         if finished and self.history:
             # The last token was never fed to the model.
             self._insert(req, req.whole[: (req.tokens - 1) // self.block_tokens])
-        self.free += notes["own"]
+        self.free_slots += notes["own"]
         notes["own"] = 0
         node: Node = notes.pop("lock")
         self.manager.unlock(node)
@@ -339,7 +394,7 @@ class UnifiedCache:
             self.manager.finished(req.rid, node, req.hints)
         else:
             self.retractions += 1
-        self.execute(self.manager.collect())
+        self.executor.run(self.manager.collect())
 
     # -- looking --------------------------------------------------------------------------------------
 
@@ -358,8 +413,8 @@ class UnifiedCache:
         return {
             "adapters": tree.adapter_size,
             "kv": held - tree.adapter_size,
-            "running": self.device_slots - self.free - held,
-            "free": self.free,
+            "running": self.device_slots - self.free_slots - held,
+            "free": self.free_slots,
             "invalid": tree.invalid_kv_size,
         }
 

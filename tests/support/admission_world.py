@@ -52,7 +52,7 @@ class World:
         self.harness = Harness(size, adapters, host=host, settings=settings)
         self.cache = self.harness.cache
         if rule is not None:
-            self.cache.fairness = rule
+            self.cache.manager.admission.overtaking = rule
         self.rows = rows
         self.queue: list[Any] = []
         self.running = SimpleNamespace(reqs=[], batch_is_full=False)
@@ -64,7 +64,7 @@ class World:
 
     @property
     def rule(self) -> Overtaking:
-        return self.cache.fairness
+        return self.cache.manager.admission.overtaking
 
     def ask(
         self,
@@ -143,7 +143,7 @@ class World:
         batch, admitted, harness = self.admit(), True, self.harness
         if not batch:
             batch, admitted = list(self.running.reqs), False
-        self.rule.batch([req.rid for req in batch], prefill=admitted, decode=not admitted)
+        self.cache.manager.batch([req.rid for req in batch] if admitted else [], not admitted)
         for req in batch:
             if admitted:
                 harness._next_row = harness._next_row % 1000 + 1

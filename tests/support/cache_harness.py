@@ -298,7 +298,7 @@ class Harness:
         self.match(req)
         adapter = self.cache.tree.adapter_of(req.last_node)
         if not adapter.resident:
-            assert self.cache.adapters.load(adapter), "no room for the adapter"
+            assert self.cache.executor.bring_in(adapter), "no room for the adapter"
             if not req.last_node.resident:  # KV that had outlived its adapter made room for it
                 self.match(req)
         held = self.cache.lock(req.last_node)

@@ -27,9 +27,9 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 
+from elora_sglang.core.actions import Action, Load
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.manager import Action, Load
-from elora_sglang.core.overtaking import Overtaking
+from elora_sglang.core.executor import Executor
 from elora_sglang.core.tree.node import Node
 from elora_sglang.integration.cache import host_tier, session_hints
 from elora_sglang.integration.plugin import config, verify
@@ -137,8 +137,6 @@ class EloraRadixCache(BasePrefixCache):
         )
         self.tree = self.manager.tree
         self.stats = CacheStats()
-        #: Who may be admitted before whom while requests wait for adapters.
-        self.fairness = Overtaking()
         rank, ranks = host_tier.ranks()
         self.trace = host_tier.record(self.manager, settings.trace_out, rank)
         self.meter = (
@@ -152,9 +150,11 @@ class EloraRadixCache(BasePrefixCache):
             weights,
             tier,
             self.stats,
+            self._order_behind_forward,
             self.meter,
         )
-        self.adapters = TreeAdapters(self.driver, weights, self._order_behind_forward)
+        self.executor = Executor(self.manager, self.driver)
+        self.adapters = TreeAdapters(self.executor, tier, weights)
         self.fences = BatchFences(None if tier is None else tier.engine, self.driver.loading.keys())
         self._follower = rank > 0
         self.ticks = TickSource(self.driver.finished, self._new_costs, shared=ranks > 1)
@@ -200,9 +200,9 @@ class EloraRadixCache(BasePrefixCache):
                 running=running,
             )
             self._note_prefetches(actions)
-            self.driver.execute(actions)
+            self.executor.run(actions)
             if tick.finished:  # a copy may have been the last to hold an unloaded branch
-                self.driver.execute(self.manager.collect())
+                self.executor.run(self.manager.collect())
             if self.trace is not None:
                 self.trace.tick(tick.now)
         self.driver.reserve = 0
@@ -218,10 +218,9 @@ class EloraRadixCache(BasePrefixCache):
         """The request waits from now on; what it needs may start moving at the next tick."""
         lost = req.lora_id is not None and not self.weights.is_loaded(req.lora_id)
         if lost or req.to_finish is not None:
-            self.fairness.queue(req.rid, for_adapter=False)
+            self.manager.enqueue_lost(req.rid)
             return
         adapter = self.adapters.node(req.lora_id)
-        self.fairness.queue(req.rid, for_adapter=not adapter.resident)
         req.refresh_fill_ids()
         ids = req.full_untruncated_fill_ids
         if req.positional_embed_overrides is not None:
@@ -255,7 +254,6 @@ class EloraRadixCache(BasePrefixCache):
     def release_aborted_request(self, handle: CacheRequestHandle) -> None:
         """A waiting request was aborted: nothing is fetched or kept for it any more."""
         self._fetched.pop(handle.rid, None)
-        self.fairness.leave(handle.rid)
         self.manager.forget(handle.rid)
 
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
@@ -327,7 +325,7 @@ class EloraRadixCache(BasePrefixCache):
         node: Node = params.best_match_node
         assert params.req is not None
         load = self.manager.load_for(node) if node.parent is not None and not node.resident else None
-        if load is None or not self.driver.load(load):
+        if load is None or not self.executor.load(load):
             return 0, params.req.last_node
         return params.host_hit_length, node
 
@@ -393,7 +391,7 @@ class EloraRadixCache(BasePrefixCache):
     def evict(self, params: EvictParams) -> EvictResult:
         """Free at least ``num_tokens`` slots if unlocked nodes allow it: KV leaves and idle adapters."""
         started = time.perf_counter()
-        freed = self.driver.execute(self.manager.evict(params.num_tokens))
+        freed = self.executor.run(self.manager.evict(params.num_tokens))
         self.update_eviction_metrics(freed, started)
         return EvictResult(num_tokens_evicted=freed)
 
@@ -406,7 +404,7 @@ class EloraRadixCache(BasePrefixCache):
         before = self.tree.evictable_size
         self.manager.unlock(node)
         delta = self.tree.evictable_size - before
-        self.driver.execute(self.manager.collect())
+        self.executor.run(self.manager.collect())
         return DecLockRefResult(delta=delta)
 
     def path_device_indices(self, node: Node) -> torch.Tensor:

@@ -101,10 +101,9 @@ def before_batch(scheduler: Scheduler, batch: ScheduleBatch, *args: Any, **kwarg
         return
     mode = batch.forward_mode
     if not mode.is_idle():
-        prefill = mode.is_extend()
-        cache.fairness.batch(
-            (req.rid for req in batch.reqs), prefill=prefill, decode=mode.is_mixed() or not prefill
-        )
+        prefills = mode.is_extend()
+        rids = [req.rid for req in batch.reqs] if prefills else []
+        cache.manager.batch(rids, mode.is_mixed() or not prefills)
     if cache.tier is not None:
         cache.tier.engine.before_forward(batch.out_cache_loc)
 

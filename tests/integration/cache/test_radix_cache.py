@@ -34,7 +34,7 @@ def test_a_miss_pins_the_adapter(harness: Harness, tokens: list[int]) -> None:
     req = harness.request(tokens, A)
     assert harness.match(req) == 0
     assert req.last_node is harness.cache.adapters.node(A)
-    harness.cache.adapters.load(req.last_node)
+    harness.cache.executor.bring_in(req.last_node)
     lock = harness.cache.lock(req.last_node)
     harness.cache.evict(EvictParams(num_tokens=10_000))
     assert A in harness.weights.resident

@@ -27,7 +27,7 @@ def test_matched_kv_that_made_room_for_its_own_adapter_is_not_used(
     harness.run(other)
     for _ in range(4):
         harness.tick()
-    cache.driver.execute(cache.manager.evict(1))
+    cache.executor.run(cache.manager.evict(1))
     assert cache.tree.invalid_kv_size == 60, "the adapter left, its KV stayed"
     # A policy may rank what was matched a moment ago below all else; with guards it takes a queue beyond them.
     (node,) = (one for one in cache.tree.kv_nodes() if one.adapter.key == "a")
