@@ -224,6 +224,9 @@ class Runtime:
             if entry.closed or admitted == 2:
                 break
         self.looked_past += self.manager.admission.stopped
+        if self.running:
+            prefilled = [one.rid for one in self.running[-admitted:]] if admitted else []
+            self.manager.batch(prefilled, not admitted)
         self.passes += bool(self.waiting)
         held_back = self.waiting and not admitted and not self.running
         assert not held_back or self.tree.transfers or self.faults, "nothing runs, and nobody may"
