@@ -16,10 +16,10 @@ from elora_sglang.core.trace import Recorder, replay
 ANSWERED = ("consider", "bring_in", "no_room", "no_tokens")
 
 
-def recorded_life(seed: int, steps: int = 600) -> tuple[Runtime, list[str]]:
+def recorded_life(seed: int, steps: int = 600, prefetch: bool = True) -> tuple[Runtime, list[str]]:
     """A life under pressure in which requests are looked past, and its trace."""
     lines: list[str] = []
-    settings = SwapSettings(host_slots=300)
+    settings = SwapSettings(host_slots=300, queue_prefetch=prefetch)
     runtime = Runtime(random.Random(seed), "elora", settings, device=150)
     manager = CacheManager(1, 150, "elora", TuplePayloads(), settings, COSTS)
     Recorder(manager, lines.append)
@@ -33,9 +33,14 @@ def recorded_life(seed: int, steps: int = 600) -> tuple[Runtime, list[str]]:
 
 def test_a_life_with_overtaking_replays_with_its_admission_decisions() -> None:
     runtime, lines = recorded_life(9)
-    events = [json.loads(line)[0] for line in lines[1:]]
     assert runtime.looked_past > 20 and runtime.manager.admission.overtaking.passes > 0
-    assert {"begin_pass", "consider", "bring_in", "brought_in", "started"} <= set(events)
+    assert replay(lines).mismatch is None
+
+
+def test_a_life_without_prefetch_brings_its_adapters_in_at_admission() -> None:
+    _, lines = recorded_life(9, prefetch=False)
+    events = [json.loads(line)[0] for line in lines[1:]]
+    assert events.count("brought_in") >= 20 and {"begin_pass", "consider", "bring_in", "started"} <= set(events)
     assert replay(lines).mismatch is None
 
 
