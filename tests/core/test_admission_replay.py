@@ -40,7 +40,9 @@ def test_a_life_with_overtaking_replays_with_its_admission_decisions() -> None:
 def test_a_life_without_prefetch_brings_its_adapters_in_at_admission() -> None:
     _, lines = recorded_life(9, prefetch=False)
     events = [json.loads(line)[0] for line in lines[1:]]
-    assert events.count("brought_in") >= 20 and {"begin_pass", "consider", "bring_in", "started"} <= set(events)
+    assert events.count("brought_in") >= 20 and {"begin_pass", "consider", "bring_in", "started"} <= set(
+        events
+    )
     assert replay(lines).mismatch is None
 
 

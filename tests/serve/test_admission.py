@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 import pytest
 from support import live
 from support.demo_paths import Demo
+
+from elora_sglang.core.trace import replay
 
 # Slots. `code` and `gardening` take about 1,200 each, so only one of them fits beside some KV.
 POOL = 1536
@@ -17,8 +21,14 @@ LARGE = ("code", "gardening")
 
 
 @pytest.fixture(scope="module")
-def server(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trace") / "trace"
+
+
+@pytest.fixture(scope="module")
+def server(demo: Demo, trace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
     flags = ("--max-total-tokens", str(POOL), "--max-running-requests", "16", "--elora-audit-interval", "10")
+    flags += ("--elora-trace-out", str(trace))
     with live.server(
         demo.model,
         "--elora",
@@ -151,3 +161,21 @@ def test_a_pinned_adapter_counts_before_its_first_use(server: live.LiveServer, d
     again = server.generate(input_ids=ids(9), max_new_tokens=5000, timeout=180)
     assert 0 < len(again["output_ids"]) < POOL - 250
     assert server.post("/unload_lora_adapter", {"lora_name": "kept"}).status == 200
+
+
+def test_the_trace_of_all_this_replays_and_a_planted_admission_is_found(
+    server: live.LiveServer, trace: Path
+) -> None:
+    """Who was looked at, looked past and admitted is in the trace; two fresh managers decide the same."""
+    wait_until(lambda: in_use(server) == 0)
+    time.sleep(0.2)  # the last ticks reach the file
+    lines = trace.read_text().splitlines()[:-1]  # the last one may still be written
+    events = [json.loads(line) for line in lines[1:]]
+    refused = [n for n, event in enumerate(events, 1) if event[0] == "bring_in" and not event[3][1]]
+    assert len(refused) > 3 and sum(event[0] == "consider" for event in events) > 100
+    result = replay(lines)
+    assert result.mismatch is None and result.events == len(events)
+    planted = refused[len(refused) // 2]
+    lines[planted] = lines[planted].replace('["entry",false', '["entry",true')
+    mismatch = replay(lines[: planted + 1]).mismatch
+    assert mismatch is not None and mismatch.startswith(f"event {planted} (bring_in)")
