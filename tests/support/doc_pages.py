@@ -133,7 +133,9 @@ def main() -> None:
     for page in PAGES:
         m = measure(page.read_text())
         name = page.relative_to(ROOT)
-        print(f"{name!s:28} {m.count:4} sentences, median {m.median:4.1f}, above 30: {m.above_30}, {m.longest}")
+        print(
+            f"{name!s:28} {m.count:4} sentences, median {m.median:4.1f}, above 30: {m.above_30}, {m.longest}"
+        )
 
 
 if __name__ == "__main__":
