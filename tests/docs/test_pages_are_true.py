@@ -1,16 +1,14 @@
-"""What the pages point at is there: links, anchors, paths, modules, commands and flags."""
+"""What the pages point at is there: links, anchors, paths, modules and flags."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 from support.doc_pages import PAGES, ROOT, anchors, code_spans, command_lines, links
 
-from elora_sglang.eval.cli import build_parser
 from elora_sglang.integration.plugin.config import EloraConfig
 
 #: Folders at the root, and packages of elora_sglang, by which pages name files.
@@ -75,35 +73,3 @@ def test_a_path_that_is_gone_is_found() -> None:
 def test_flags_of_ours_exist(page: Path) -> None:
     ours = {"--elora-" + field.name.replace("_", "-") for field in dataclasses.fields(EloraConfig)}
     assert set(_FLAG.findall(page.read_text())) <= ours
-
-
-def parse(command: str) -> None:
-    """Parse what follows ``python -m elora_sglang.eval``; exits where the parser would refuse it."""
-    words = shlex.split(command.partition(" > ")[0])
-    if len(words) == 1:
-        words.append("--help")  # named in a sentence, without its arguments
-    try:
-        build_parser().parse_args(words)
-    except SystemExit as end:
-        if end.code:
-            raise
-
-
-def test_commands_of_eval_parse() -> None:
-    """Every ``python -m elora_sglang.eval …`` with all its flags; a name in capitals stands for a value."""
-    start = "python -m elora_sglang.eval "
-    found = [
-        command[len(start) :]
-        for page in PAGES
-        for line in command_lines(page.read_text())
-        if (command := line.partition("#")[0].strip()).startswith(start)
-    ]
-    assert len(found) >= 8
-    for command in found:
-        parse(command)
-
-
-@pytest.mark.parametrize("command", ["no-such-command", "micro --no-such-flag", "calibrate --url URL"])
-def test_a_command_that_is_gone_is_found(command: str) -> None:
-    with pytest.raises(SystemExit):
-        parse(command)
