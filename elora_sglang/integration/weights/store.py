@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from elora_sglang.integration.adapters.reader import BackgroundReader, as_result, has_file, read_version
+from elora_sglang.integration.weights.reader import BackgroundReader, as_result, has_file, read_version
 from elora_sglang.runtime.adapters.files import AdapterError
 from elora_sglang.runtime.pool.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool.views import UnifiedPool
