@@ -7,7 +7,7 @@ resident is decided elsewhere (the cache's dependency tree); this class never ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pool: UnifiedPool | None = None
-        self._manager: LoRAManager | None = None
+        self._lora_manager: LoRAManager | None = None
         self._layouts: dict[str, AdapterLayout] = {}
         self._packed: dict[str, PackedAdapter] = {}
         #: The host side: where the bytes of adapters are that are not resident, and how they get there.
@@ -75,10 +75,10 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
                     for layer in range(self.num_layer)
                 ]
 
-    def attach(self, manager: LoRAManager) -> None:
+    def attach(self, lora_manager: LoRAManager) -> None:
         """Learn where CPU weights and wrapped layers are, and become the backend's source of weights."""
-        self._manager = manager
-        manager.lora_backend.memory_pool = self
+        self._lora_manager = lora_manager
+        lora_manager.lora_backend.memory_pool = self
 
     def bind(self, pool: UnifiedPool) -> None:
         """Adapters live in ``pool`` from now on. Forgets all residency of an earlier pool."""
@@ -98,19 +98,19 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         return self._pool
 
     @property
-    def manager(self) -> LoRAManager:
-        if self._manager is None:
+    def lora_manager(self) -> LoRAManager:
+        if self._lora_manager is None:
             raise RuntimeError(
                 "elora: the LoRA manager is not attached; the hook that attaches it did not run"
             )
-        return self._manager
+        return self._lora_manager
 
     @property
     def largest_rank(self) -> int:
         """Of the adapters in this process, resident or not; 0 for none."""
         parts = [
             part.rank
-            for lora_id in self.manager.loras
+            for lora_id in self.lora_manager.loras
             for layer in self.layout(lora_id).layers
             for module in layer.modules
             for part in module.slices
@@ -134,28 +134,29 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         return self.layout(lora_id).slots
 
     def is_pinned(self, lora_id: str) -> bool:
-        reference = self.manager.lora_refs.get(lora_id)
+        reference = self.lora_manager.lora_refs.get(lora_id)
         return bool(reference is not None and reference.pinned)
+
+    def loaded(self) -> KeysView[str]:
+        """Ids of all adapters in this process, resident or not. A view that changes with them."""
+        loras: dict[str, LoRAAdapter] = self.lora_manager.loras
+        return loras.keys()
 
     def is_loaded(self, lora_id: str) -> bool:
         """Whether the adapter's weights are in this process, resident in the pool or not."""
-        return lora_id in self.manager.loras
+        return lora_id in self.lora_manager.loras
 
     def pinned_slots(self, *, excluding: str | None = None) -> int:
         """Slots that all pinned adapters but ``excluding`` take once they have been used."""
-        if not self.manager.num_pinned_loras:
+        if not self.lora_manager.num_pinned_loras:
             return 0
-        pinned = (uid for uid, ref in self.manager.lora_refs.items() if ref.pinned and uid != excluding)
+        pinned = (uid for uid, ref in self.lora_manager.lora_refs.items() if ref.pinned and uid != excluding)
         return sum(self.slots_needed(uid) for uid in pinned)
 
     @property
     def resident(self) -> dict[str, torch.Tensor]:
         """Slots of every resident adapter, ascending, int64 on the pool's device. A new dict."""
         return {lora_id: packed.slots for lora_id, packed in self._packed.items()}
-
-    def slots_of(self, lora_id: str) -> torch.Tensor:
-        """The resident adapter's slots, *ascending*: row i is row i of its ascending host slots. KeyError: none."""
-        return self._packed[lora_id].slots
 
     def load(self, lora_id: str, slots: torch.Tensor) -> None:
         """Write the adapter's weights into ``slots`` now and make it resident. Mutates the pool.
@@ -198,10 +199,10 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         if self.layer_fence is not None:
             self.layer_fence(layer)
 
-    def drop(self, lora_id: str, slots: torch.Tensor | None = None) -> None:
+    def drop(self, lora_id: str) -> None:
         """Forget where the adapter is; its slots belong to the caller again. Idempotent."""
         self._packed.pop(lora_id, None)
-        if self._manager is not None and lora_id not in self._manager.loras:
+        if self._lora_manager is not None and lora_id not in self._lora_manager.loras:
             self._layouts.pop(lora_id, None)
             self.store.forget(lora_id)
 
@@ -239,7 +240,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         return joined(layers)
 
     def _adapter(self, lora_id: str) -> LoRAAdapter:
-        adapter = self.manager.loras.get(lora_id)
+        adapter = self.lora_manager.loras.get(lora_id)
         if adapter is None:
             raise KeyError(f"elora: adapter {lora_id} is not loaded")
         return adapter
@@ -259,7 +260,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
         return layout
 
     def _wrapped(self, layer: int) -> dict[str, Any]:
-        return lora_shards.modules_by_name(self.manager.lora_modules[layer], self.target_modules)
+        return lora_shards.modules_by_name(self.lora_manager.lora_modules[layer], self.target_modules)
 
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
         return lora_shards.shapes(adapter, layer, self._wrapped(layer))
