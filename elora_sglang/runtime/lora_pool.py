@@ -18,7 +18,7 @@ ascending slots on both tiers, whatever the order in which they were given. All 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -182,5 +182,5 @@ class BatchAdapters(Protocol):
     def wait_layer(self, layer: int) -> None:
         """Weights of ``layer`` are about to be read; returns when their transfers are ordered before."""
 
-    def part_widths(self, layer: int, module: str) -> Sequence[int]:
+    def part_widths(self, layer: int, module: str) -> tuple[int, ...]:
         """Output features of each part (q, k, v) of a module on this tp rank."""
