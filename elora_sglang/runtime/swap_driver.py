@@ -10,21 +10,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from elora_sglang.core.actions import Load, Read, Save
+from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.tree.node import HostVictim, Node, Victim
 from elora_sglang.runtime.adapters.files import AdapterError
+from elora_sglang.runtime.audit.device import Auditor
+from elora_sglang.runtime.cost_meter import CostMeter
+from elora_sglang.runtime.host_tier import HostTier
+from elora_sglang.runtime.lora_pool import LoRAPool
 from elora_sglang.runtime.transfers.engine import TransferError
-
-if TYPE_CHECKING:
-    from elora_sglang.core.manager import CacheManager
-    from elora_sglang.integration.cache.host_tier import HostTier
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
-    from elora_sglang.runtime.audit.device import Auditor
-    from elora_sglang.runtime.cost_meter import CostMeter
 
 logger = logging.getLogger(__name__)
 
@@ -92,21 +90,21 @@ class SwapDriver:
         stats: counters to keep.
         order: orders what comes next on the current stream behind the last launched forward.
         meter: told how long files took.
+        auditor: told of every copy.
+        loading: transfers to the device that are in flight, with what they bring; kept up to date here.
     """
 
     manager: CacheManager
     allocator: Any
-    weights: EloraLoRAMemoryPool
+    weights: LoRAPool
     tier: HostTier | None
     stats: CacheStats
     order: Callable[[], None] = lambda: None
     meter: CostMeter | None = None
-    #: Told of every copy, if there is one.
     auditor: Auditor | None = None
+    loading: dict[int, Load] = field(default_factory=dict)
     #: Device slots that running requests were promised: copies of the swapper leave them.
     reserve: int = 0
-    #: Transfers to the device that are in flight, with what they bring.
-    loading: dict[int, Load] = field(default_factory=dict)
     #: Saves in flight, with the copy that carries them: the saves of one plan travel together.
     _saving: dict[int, int] = field(default_factory=dict)
     _reading: dict[str, _Reading] = field(default_factory=dict)
@@ -131,7 +129,7 @@ class SwapDriver:
             if victim.payload is None:
                 continue  # a load that found no room: it never had slots
             if victim.kind == "adapter":
-                self.weights.drop(victim.key, victim.payload)
+                self.weights.drop(victim.key)
                 self.stats.adapter_evictions += 1
             else:
                 self.stats.kv_evictions += 1
@@ -327,7 +325,7 @@ class SwapDriver:
                 self.meter.read(time.perf_counter() - reading.began, reading.size * self.tier.host.slot_bytes)
         return ended
 
-    def settle(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
+    def book_ended(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
         """Forget transfers that rank 0 saw end; another rank first waits for its own copy of them.
 
         Raises:

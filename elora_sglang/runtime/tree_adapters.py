@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from elora_sglang.core.executor import Executor
 from elora_sglang.core.tree.node import Node
-
-if TYPE_CHECKING:
-    from elora_sglang.integration.cache.host_tier import HostTier
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
+from elora_sglang.runtime.host_tier import HostTier
+from elora_sglang.runtime.lora_pool import LoRAPool
 
 
 class TreeAdapters:
@@ -21,7 +17,7 @@ class TreeAdapters:
         weights: the LoRA pool, whose adapters live in slots of the cache's allocator.
     """
 
-    def __init__(self, executor: Executor, tier: HostTier | None, weights: EloraLoRAMemoryPool) -> None:
+    def __init__(self, executor: Executor, tier: HostTier | None, weights: LoRAPool) -> None:
         self._executor, self._manager, self._tier = executor, executor.manager, tier
         self._weights = weights
         self._id_lengths: set[int] = set()
@@ -65,7 +61,7 @@ class TreeAdapters:
         tier, store = self._tier, self._weights.store
         if tier is None:
             return
-        loaded = self._weights.manager.loras.keys()
+        loaded = self._weights.loaded()
         if loaded == self._seen:
             return
         self._seen = set(loaded)

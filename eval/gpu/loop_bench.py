@@ -96,7 +96,7 @@ def overlap(how: Bench, shape: Shape) -> dict[str, Any]:
                     if loop.now() > deadline:
                         raise RuntimeError("the history was not backed up within 30 s")
                 loop.executor.run(loop.manager.evict(size))
-                loop.driver.settle(loop.driver.finished(), follower=False)
+                loop.driver.book_ended(loop.driver.finished(), follower=False)
             job = serve(f"{where} {number}", job_tokens, "a")
             results[where].append(job.ttft)
     moved = (context + adapter_slots) * loop.host.slot_bytes

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 #: What a process that will build systems may import beforehand.
-MODULES = ("elora_sglang.integration.cache.radix_cache", "sglang.srt.mem_cache.unified_radix_cache")
+MODULES = ("elora_sglang.integration.cache.wiring", "sglang.srt.mem_cache.unified_radix_cache")
 SYSTEMS = ("elora", "sglang radix", "sglang unified python", "sglang unified rust")
 
 
@@ -95,23 +95,20 @@ class EloraCache:
         from sglang.srt.mem_cache import base_prefix_cache as contract
         from sglang.srt.mem_cache.radix_cache import RadixKey
 
-        from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+        from elora_sglang.eval.support.lora_pool import StandInPool
+        from elora_sglang.integration.cache import wiring
 
         self._contract, self._key = contract, RadixKey
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.
-        weights: Any = SimpleNamespace(
-            slots_needed=lambda lora_id: 64,
-            is_loaded=lambda lora_id: True,
-            is_pinned=lambda lora_id: False,
-            drop=lambda lora_id, slots: None,
-        )
-        self.cache = EloraRadixCache(_params(page_size), weights=weights)
+        self._weights = StandInPool({})
+        self.cache = wiring.build(_params(page_size), weights=self._weights)
         self._adapter_slots = torch.arange(64)
         self._requests: dict[str, Any] = {}
 
     def register(self, adapter: str) -> None:
         """Make the adapter resident."""
         self._requests[adapter] = SimpleNamespace(lora_id=adapter)
+        self._weights.sizes[adapter] = len(self._adapter_slots)
         self.cache.tree.make_resident(self.cache.adapters.node(adapter), self._adapter_slots)
 
     def match(self, adapter: str, tokens: array[int]) -> tuple[int, Any]:

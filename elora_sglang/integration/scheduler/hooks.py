@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 from elora_sglang.integration.plugin import config
+from elora_sglang.integration.scheduler.receiver import TickReceiver
 from elora_sglang.runtime.pool.views import UnifiedPool
-from elora_sglang.runtime.ticks import Tick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.scheduler_components.internal_state import (
@@ -41,22 +39,11 @@ def _cache(scheduler: Scheduler) -> EloraRadixCache | None:
     return cache if isinstance(cache, EloraRadixCache) else None
 
 
-def share_tick(
-    original: Callable[..., list[Any]], receiver: Any, recv_reqs: list[Any] | None, local_reqs: Any = None
-) -> list[Any]:
-    """AROUND ``SchedulerRequestReceiver._broadcast_reqs_across_ranks``: rank 0's tick rides along.
-
-    Time, finished copies and costs differ between ranks, decisions must not: what rank 0 saw is what all use.
-    With one rank nothing is sent, and the tick is taken where it is used.
-    """
-    clock = EloraRadixCache.serving
-    if clock is None or clock.ticks is None or not clock.ticks.shared:
-        return original(receiver, recv_reqs, local_reqs)
-    if recv_reqs is not None:
-        recv_reqs = [*recv_reqs, *clock.ticks.take()]
-    received = original(receiver, recv_reqs, local_reqs)
-    clock.ticks.arrived.extend(item for item in received if isinstance(item, Tick))
-    return [item for item in received if not isinstance(item, Tick)]
+def share_ticks(result: None, scheduler: Scheduler) -> None:
+    """AFTER ``Scheduler.init_request_receiver``: the receiver also carries rank 0's tick to all ranks."""
+    cache = _cache(scheduler)
+    if cache is not None:
+        scheduler.request_receiver = TickReceiver.over(scheduler.request_receiver, cache.ticks)
 
 
 def on_enqueue(result: None, scheduler: Scheduler, req: Req, is_retracted: bool = False) -> None:
