@@ -261,6 +261,31 @@ def test_what_came_to_build_on_an_outlived_adapters_load_is_told_from_what_was_t
         small.tree.end_transfer(load.id, ok=False)
 
 
+@pytest.mark.parametrize("policy", [lambda: create_policy("lru"), Independent], ids=["lru", "independent"])
+def test_what_the_last_lock_of_a_doomed_branch_frees_may_leave_though_a_copy_holds_the_branch(
+    policy: Callable[[], Policy],
+) -> None:
+    small = Small(policy())
+    tree = small.tree
+    tree.end_transfer(small.save(small.upper, (102, 103)).id)
+    tree.lock(small.a)
+    (saved,) = tree.evict(1, save=lambda node: True)  # the copy of the lower part stays in flight
+    tree.set_host_payload(small.lower, (104, 105))
+    tree.evict(1)  # the upper part, which is on the host only now
+    tree.lock(small.upper)
+    tree.unlock(small.a)
+    assert tree.evict(1) == []  # the adapter's entry among the candidates goes: it is locked
+    assert tree.drop_branch(small.a).locked_size == 2
+    tree.unlock(small.upper)  # the copy holds upper and lower; the adapter's device slots are held by nothing
+    assert tree.evictable_size == 2
+    small.check()
+    assert [victim.node_id for victim in tree.evict(2)] == [small.a.id]
+    assert saved.transfer is not None
+    tree.end_transfer(saved.transfer)
+    assert not tree.has_doomed("a")
+    small.check()
+
+
 def test_a_failed_load_of_a_pinned_adapter_keeps_the_sizes_right(small: Small) -> None:
     small.tree.evict(99)
     small.tree.set_pinned(small.a, True)
