@@ -371,7 +371,7 @@ class Swapper:
             end, length = tree.find(adapter, request.tokens, request.namespace)
         if end.transfer in self.unnamed:
             return None
-        found = tree.by_tier(end, length, adapter)
+        found = Match.of_walk(end, length, adapter)
         if not found.host_length and not found.length:
             return found
         if known:

@@ -160,7 +160,7 @@ def test_loads_start_in_queue_order_and_never_take_what_an_earlier_request_needs
     assert (
         small.manager.tick(2.0, 0, [(load.transfer, True)]) == []
     )  # the rest would cost the first its prefix
-    small.manager.started("first", small.manager.tree.match(small.a, array("q", range(10)), peek=True).node)
+    small.manager.started("first", small.manager.tree.find(small.a, array("q", range(10)))[0])
     actions = small.manager.tick(3.0, 0)
     assert isinstance(actions[0], Free) and [load.rid for load in small.loads(actions)] == ["second"]
 
@@ -289,8 +289,7 @@ def two_waiters(**settings: object) -> tuple[Small, Node, Node, Node]:
     (load,) = small.loads(small.manager.tick(1.0, 100))
     small.manager.tick(2.0, 86, [(load.transfer, True)])
     base = small.prompt(small.manager.tree.base, range(200, 210))  # the most recent of all
-    match = small.manager.tree.match(b, array("q", range(100, 110)), peek=True)
-    return small, small.a, base, match.host_node
+    return small, small.a, base, small.manager.tree.find(b, array("q", range(100, 110)))[0]
 
 
 def victims(actions: list[Action]) -> list[int]:

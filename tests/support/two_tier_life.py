@@ -121,7 +121,7 @@ class Memory:
             transfer = tree.begin_load(node)
             self.counts["load"] += 1
             tree.unlock(node)  # the transfer holds it now
-            if self.rng.random() < 0.1 and not tree.in_use(transfer.id):  # cannot be started
+            if self.rng.random() < 0.1 and not tree.parts.transfers.in_use(transfer.id):  # cannot be started
                 self.copies[transfer.id] = lambda: None
                 return self.finish(transfer.id, False)
             for one in transfer.nodes:
@@ -142,7 +142,7 @@ class Memory:
     def finish(self, id: int, ok: bool) -> None:
         transfer = self.tree.transfers[id]
         copy = self.copies.pop(id)
-        if transfer.kind == "load" and self.tree.in_use(id):
+        if transfer.kind == "load" and self.tree.parts.transfers.in_use(id):
             ok = True
         if ok:
             copy()

@@ -128,7 +128,7 @@ def test_the_tree_reports_every_event() -> None:
     upper = tree.match(a, array("q", [1, 3])).node
     tree.count_use(upper)
     tree.evict(2)
-    tree.match(a, array("q", [9]), peek=True)
+    tree.find(a, array("q", [9]))
     tree.drop_branch(a)
     tree.reset()
     assert policy.events == [

@@ -204,7 +204,7 @@ def test_the_load_of_an_adapter_that_its_kv_outlived_may_fail() -> None:
     small = Outlived()
     load = small.tree.begin_load(small.a)
     small.tree.split_at(small.a, tokens(1, 2), None, 1)  # its child has another id from now on
-    assert not small.tree.in_use(load.id)
+    assert not small.tree.parts.transfers.in_use(load.id)
     small.tree.end_transfer(load.id, ok=False)
     assert not small.a.resident and small.tree.invalid_kv_size == 4
     small.check()
@@ -214,7 +214,7 @@ def test_the_load_of_an_adapter_whose_kv_is_being_saved_may_fail() -> None:
     small = Outlived()
     save = small.save(small.upper, (102, 103))
     load = small.tree.begin_load(small.a)
-    assert not small.tree.in_use(load.id)
+    assert not small.tree.parts.transfers.in_use(load.id)
     small.tree.end_transfer(load.id, ok=False)
     small.check()
     small.tree.end_transfer(save.id)
@@ -234,7 +234,7 @@ def test_what_came_to_build_on_an_outlived_adapters_load_is_told_from_what_was_t
         small.tree.end_transfer(save.id)
         small.tree.evict(2 if how == "insert" else 4)  # the tail, or all: "again" computes what the host has
         small.tree.insert(small.a, new, None, tuple(range(50, 50 + len(new))))
-    assert small.tree.in_use(load.id)
+    assert small.tree.parts.transfers.in_use(load.id)
     with pytest.raises(InvariantError, match="came into use"):
         small.tree.end_transfer(load.id, ok=False)
 
