@@ -11,11 +11,11 @@ from typing import Protocol
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
+from elora_sglang.core.swap_settings import LORA_SHARE
 from elora_sglang.core.tree.node import Kind, Node
 from elora_sglang.core.tree.ranking import Ranking
 
-#: Share of the device that adapters get where they do not compete with KV (``static``, or without "unified").
-LORA_SHARE = 0.2
+__all__ = ["LORA_SHARE", "BasePolicy", "Policy", "PolicyView", "UnboundView"]
 
 
 class PolicyView(Protocol):

@@ -12,7 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import CacheManager, SwapSettings
-from elora_sglang.core.swapper import parts
+from elora_sglang.core.swapper import switches
 from elora_sglang.core.trace import Recorder
 from elora_sglang.runtime.pool import host_size
 from elora_sglang.runtime.pool.host import HostPool
@@ -175,7 +175,7 @@ def build_manager(
             idle_watermark=settings.idle_watermark,
             swap_interval_s=settings.swap_interval,
             lora_share=settings.lora_share,
-            **parts(settings.without_terms),
+            **switches(settings.without_terms),
         ),
         costs=Costs.default() if tier is None else tier.costs,
     )
