@@ -21,7 +21,7 @@ from elora_sglang.core.policies import create_policy
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import Swapper, SwapSettings
 from elora_sglang.core.tree.node import Insert, Kind, Match, Node
-from elora_sglang.core.tree.structure import PayloadOps
+from elora_sglang.core.tree.payloads import PayloadOps
 from elora_sglang.core.tree.tree import DependencyTree
 from elora_sglang.core.waiting import WaitingQueue
 

@@ -5,16 +5,19 @@ Plans only, from the tree, the waiting queue and the costs; bounded work each ti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Item, Load, Read, Save, Why
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.policies.base import LORA_SHARE
+from elora_sglang.core.swap_settings import SwapCounts, SwapSettings, switches
 from elora_sglang.core.tree.candidates import Candidates
+from elora_sglang.core.tree.eviction import never
 from elora_sglang.core.tree.node import HostVictim, Kind, Match, Node, Victim
 from elora_sglang.core.tree.tree import DependencyTree
 from elora_sglang.core.waiting import Waiting, WaitingQueue
+
+__all__ = ["BATCH", "HORIZON", "SwapCounts", "SwapSettings", "Swapper", "switches"]
 
 #: Waiting requests that one plan looks at.
 HORIZON = 64
@@ -22,71 +25,12 @@ HORIZON = 64
 BATCH = 8
 
 
-@dataclass(frozen=True)
-class SwapSettings:
-    """How eager the swapper is.
-
-    Attributes:
-        host_slots: size of the host pool; 0: no host tier, nothing is ever copied.
-        busy_watermark: share of the device in use above which clean leaves are swapped out.
-        idle_watermark: share below which host copies are fetched ahead.
-        swap_interval_s: seconds between plans that nothing else calls for.
-        queue_prefetch, idle_prefetch, backup, guard: the parts, each can be switched off.
-        inflight_share: share of the device that loads in flight may take together.
-        lora_share: share of the device that adapters get where they do not compete with KV.
-        without: names of switched-off parts and terms.
-
-    Raises:
-        ValueError: a share outside 0..1, a watermark order that makes no sense, or a negative number.
-    """
-
-    host_slots: int = 0
-    busy_watermark: float = 0.95
-    idle_watermark: float = 0.70
-    swap_interval_s: float = 0.1
-    queue_prefetch: bool = True
-    idle_prefetch: bool = True
-    backup: bool = True
-    guard: bool = True
-    inflight_share: float = 0.25
-    lora_share: float = LORA_SHARE
-    without: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.idle_watermark <= self.busy_watermark <= 1 or not 0 < self.inflight_share <= 1:
-            raise ValueError(
-                "watermarks and shares must satisfy 0 <= idle <= busy <= 1 and 0 < inflight <= 1"
-            )
-        if self.host_slots < 0 or self.swap_interval_s < 0:
-            raise ValueError("host_slots and swap_interval_s must be at least 0")
-
-
-def parts(without: frozenset[str]) -> dict[str, Any]:
-    """Arguments of :class:`SwapSettings` where these parts and terms are switched off (``--elora-without``)."""
-    on = {name: name.replace("_", "-") not in without for name in ("queue_prefetch", "idle_prefetch")}
-    return {**on, "backup": "backup" not in without, "guard": "guard" not in without, "without": without}
-
-
 @dataclass
-class SwapCounts:
-    """Counted decisions since start."""
+class Plan:
+    """A plan in the making: what to start, and the device slots that nobody has once it has been started."""
 
-    queue_loads: int = 0
-    idle_loads: int = 0
-    admission_loads: int = 0
-    backups: int = 0
-    pressure_saves: int = 0
-    swap_outs: int = 0
-    reads: int = 0
-    demotions: int = 0
-    drops: int = 0
-    guard_breaks: int = 0
-    host_evictions: int = 0
-    failed: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        """By name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    free: int
+    actions: list[Action] = field(default_factory=list)
 
 
 @dataclass
@@ -242,20 +186,7 @@ class Swapper:
         With ``rank`` (of a waiting request) nothing goes that it or an earlier one needs; the caller has made
         sure that the rest is enough. Without, everything unlocked may go, guarded nodes last.
         """
-        room = self.host_free
-
-        def save(node: Node) -> bool:
-            nonlocal room
-            start = sum(one.size for one in self.tree.path(node)[:-1])
-            pays = self.costs.save_s(node.size) + self.costs.load_s(node.size) < self.costs.recompute_s(
-                start, node.size
-            )
-            if not pays or node.size > room:
-                return False
-            room -= node.size
-            self.counts.pressure_saves += 1
-            return True
-
+        save = self._saver() if self.settings.host_slots else never
         victims: list[Victim] = []
         freed = 0
         while freed < need:
@@ -263,7 +194,7 @@ class Swapper:
             if node is None or (rank is not None and 0 < node.guard <= rank):
                 break
             parent, guarded = node.parent, node.guard
-            found = self.tree.evict(1, kind, save if self.settings.host_slots else _never)
+            found = self.tree.evict(1, kind, save)
             freed += sum(victim.size for victim in found)
             victims += found
             # What doomed branches had may have been enough, and the node stays.
@@ -280,77 +211,118 @@ class Swapper:
                 self.counts.demotions += 1
         return freed, self.freed(victims, [])
 
+    def _saver(self) -> Callable[[Node], bool]:
+        """Answers whether a dirty victim shall be saved: where that pays, and while the host has room."""
+        room, costs = self.host_free, self.costs
+
+        def save(node: Node) -> bool:
+            nonlocal room
+            start = sum(one.size for one in self.tree.path(node)[:-1])
+            way_back = costs.save_s(node.size) + costs.load_s(node.size)
+            if way_back >= costs.recompute_s(start, node.size) or node.size > room:
+                return False
+            room -= node.size
+            self.counts.pressure_saves += 1
+            return True
+
+        return save
+
     # -- the plan ---------------------------------------------------------------------------------
 
     def plan(self, free: int) -> list[Action]:
         """What to start now, given ``free`` device slots that nobody has."""
-        if not self.settings.host_slots:
+        settings = self.settings
+        if not settings.host_slots:
             return []
-        actions: list[Action] = []
-        if self.settings.queue_prefetch or self.settings.guard:
-            free = self._serve_queue(free, actions)
-        if self.settings.backup:
-            self._back_up(actions)
-        used = 1 - free / max(self.device_slots, 1)
-        if used > self.settings.busy_watermark:
-            self._swap_out(free, actions)
-        elif self.settings.idle_prefetch and used < self.settings.idle_watermark:
-            self._fetch_ahead(free, actions)
-        return actions
+        plan = Plan(free)
+        if settings.queue_prefetch or settings.guard:
+            self._serve_queue(plan)
+        if settings.backup:
+            self._back_up(plan)
+        used = 1 - plan.free / max(self.device_slots, 1)
+        if used > settings.busy_watermark:
+            self._swap_out(plan)
+        elif settings.idle_prefetch and used < settings.idle_watermark:
+            self._fetch_ahead(plan)
+        return plan.actions
 
-    def _serve_queue(self, free: int, actions: list[Action]) -> int:
-        tree, guards = self.tree, self.settings.guard
+    # -- what waiting requests need ---------------------------------------------------------------
+
+    def _serve_queue(self, plan: Plan) -> None:
+        """Guard what the first of the queue need, and load what is missing of it, in order of arrival."""
         for request in self.waiting.first(HORIZON):
-            if request.transfer is not None and request.transfer not in tree.transfers:
-                request.transfer = None
-            adapter = tree.adapter(request.adapter_key)
-            if adapter is None:
-                continue
-            end = self._known_end(adapter, request)
-            if end is not None and end.resident and adapter.resident:
-                if end.transfer in self.unnamed:
-                    continue
-                if not guards or request.guarded == end.id:
-                    tree.touch(end)
-                    continue  # all it needs is on the device, as before: most of the queue, mostly
-            found = self._look_up(adapter, request, end)
-            if found is None:
-                continue  # this very plan moves the node that would be split; the next plan looks again
-            node = found.host_node
-            if guards and request.guarded != node.id:
-                self.tree.unguard(request.rank)
-                self.tree.guard(node, request.rank)
-                request.guarded = node.id
-            if not self.settings.queue_prefetch or request.transfer is not None:
-                continue
-            if not adapter.resident and not adapter.host:
-                request.transfer = self._read(adapter, float("inf"), actions)
-                continue
-            missing = self.tree.missing(node)
-            if not missing or not all(one.clean for one in missing):
-                if missing and missing[0].transfer is not None:
-                    request.transfer = missing[0].transfer
-                continue
-            need = sum(one.size for one in missing)
-            in_flight = self.loads_in_flight()
-            if in_flight and in_flight + need > self.settings.inflight_share * self.device_slots:
-                break  # what comes later would only stand in front of it on the link
-            if need > free:
-                self.tree.lock(node)  # not to be evicted for its own sake
-                if need > free + tree.evictable_size - tree.guarded_size(request.rank):
-                    self.tree.unlock(node)
-                    break
-                gained, freeing = self.evict(need - free, rank=request.rank)
-                self.tree.unlock(node)
-                actions += freeing
-                free += gained
-                if need > free:
-                    break
-            load = self.start_load(node, "queue", request.rid)
-            request.transfer = load.transfer
-            actions.append(load)
-            free -= need
-        return free
+            node = self._missed_by(request)
+            if node is not None and not self._bring(request, node, plan):
+                return  # what comes later would only stand in front of it, on the link or in memory
+
+    def _missed_by(self, request: Waiting) -> Node | None:
+        """The end of what either tier has for the request, guarded; ``None``: there is nothing to do for it now."""
+        tree, guards = self.tree, self.settings.guard
+        if request.transfer is not None and request.transfer not in tree.transfers:
+            request.transfer = None
+        adapter = tree.adapter(request.adapter_key)
+        if adapter is None:
+            return None
+        end = self._known_end(adapter, request)
+        if end is not None and end.resident and adapter.resident:
+            if end.transfer in self.unnamed:
+                return None
+            if not guards or request.guarded == end.id:
+                tree.touch(end)
+                return None  # all it needs is on the device, as before: most of the queue, mostly
+        found = self._look_up(adapter, request, end)
+        if found is None:
+            return None  # this very plan moves the node that would be split; the next plan looks again
+        if guards and request.guarded != found.host_node.id:
+            tree.unguard(request.rank)
+            tree.guard(found.host_node, request.rank)
+            request.guarded = found.host_node.id
+        return found.host_node
+
+    def _bring(self, request: Waiting, node: Node, plan: Plan) -> bool:
+        """Start the copy that the request waits for, if it needs one; whether requests behind it may have theirs."""
+        if not self.settings.queue_prefetch or request.transfer is not None:
+            return True
+        adapter = self.tree.adapter_of(node)
+        if not adapter.resident and not adapter.host:
+            request.transfer = self._read(adapter, float("inf"), plan)
+            return True
+        missing = self.tree.missing(node)
+        if not missing:
+            return True
+        if not all(one.clean for one in missing):
+            if missing[0].transfer is not None:
+                request.transfer = missing[0].transfer
+            return True
+        need = sum(one.size for one in missing)
+        if self._would_crowd_the_link(need) or not self._make_room(node, need, request.rank, plan):
+            return False
+        load = self.start_load(node, "queue", request.rid)
+        request.transfer = load.transfer
+        plan.actions.append(load)
+        plan.free -= need
+        return True
+
+    def _would_crowd_the_link(self, need: int) -> bool:
+        in_flight = self.loads_in_flight()
+        return in_flight > 0 and in_flight + need > self.settings.inflight_share * self.device_slots
+
+    def _make_room(self, node: Node, need: int, rank: int, plan: Plan) -> bool:
+        """Evict until ``need`` device slots are free for the load of ``node``; whether they are.
+
+        Nothing goes that request ``rank`` or an earlier one needs, and nothing at all where the rest is not enough.
+        """
+        if need <= plan.free:
+            return True
+        tree = self.tree
+        tree.lock(node)  # not to be evicted for its own sake
+        enough = need <= plan.free + tree.evictable_size - tree.guarded_size(rank)
+        if enough:
+            gained, freeing = self.evict(need - plan.free, rank=rank)
+            plan.actions += freeing
+            plan.free += gained
+        tree.unlock(node)
+        return need <= plan.free
 
     def _known_end(self, adapter: Node, request: Waiting) -> Node | None:
         """The last node that shares tokens with the request, if it is known and ends where they end."""
@@ -371,7 +343,7 @@ class Swapper:
             end, length = tree.find(adapter, request.tokens, request.namespace)
         if end.transfer in self.unnamed:
             return None
-        found = tree.by_tier(end, length, adapter)
+        found = Match.of_walk(end, length, adapter)
         if not found.host_length and not found.length:
             return found
         if known:
@@ -381,25 +353,28 @@ class Swapper:
         request.end, request.length = tree.find(adapter, request.tokens, request.namespace)
         return found
 
-    def _read(self, adapter: Node, worth: float, actions: list[Action]) -> int | None:
+    def _read(self, adapter: Node, worth: float, plan: Plan) -> int | None:
         """Begin to read an adapter's file into host slots, if those to be had are worth less than ``worth``."""
         if adapter.transfer is not None or adapter.key in self._read_failed or adapter.size == 0:
             return None
         fits, freeing = self.make_host_room(adapter.size, worth)
-        actions += freeing
+        plan.actions += freeing
         if not fits:
             return None
         transfer = self.tree.begin_read(adapter)
         self.unnamed.add(transfer.id)
         self.counts.reads += 1
-        actions.append(Read(transfer.id, adapter.key, adapter.size))
+        plan.actions.append(Read(transfer.id, adapter.key, adapter.size))
         return transfer.id
 
     def read_failed(self, key: str | None) -> bool:
         """Whether the last read of the adapter's file failed; admission then says why."""
         return key in self._read_failed
 
-    def _back_up(self, actions: list[Action]) -> None:
+    # -- when nobody waits for it -----------------------------------------------------------------
+
+    def _back_up(self, plan: Plan) -> None:
+        """Save the KV that is worth most and has no host copy."""
         saving = sum(t.size for t in self.tree.transfers.values() if t.kind == "save")
         for _ in range(BATCH):
             if saving > self.settings.inflight_share * self.device_slots:
@@ -407,48 +382,51 @@ class Swapper:
             node = self._save_candidates.pop()
             if node is None:
                 return
-            adapter = node.adapter
-            if adapter is not None and not adapter.host:
-                # It came straight from its file, and no KV below it can be saved before it is on the host.
-                self._read(adapter, self.tree.policy.priority(node), actions)
-                continue
-            chain = [one for one in self.tree.path(node) if not one.host]
-            above = chain[0].parent if chain else None
-            if (
-                not chain
-                or above is None
-                or not above.clean
-                or any(one.transfer is not None for one in chain)
-            ):
-                continue  # offered again when what is above it has arrived
-            need = sum(one.size for one in chain)
-            self.tree.lock(node)
-            fits, freeing = self.make_host_room(need, self.tree.policy.priority(node))
-            self.tree.unlock(node)
-            actions += freeing
-            if not fits or not above.clean:
+            saved = self._save(node, plan)
+            if saved is None:
                 return  # everything on the host is worth more
-            transfer = self.tree.begin_save(node)
-            self.unnamed.add(transfer.id)
-            self.counts.backups += 1
-            saving += transfer.size
-            actions.append(Save(transfer.id, tuple(Item.of(one) for one in transfer.nodes)))
+            saving += saved
 
-    def _swap_out(self, free: int, actions: list[Action]) -> None:
+    def _save(self, node: Node, plan: Plan) -> int | None:
+        """Begin to save the path to ``node``; slots of that, 0 where it cannot be now, ``None`` without host room."""
+        tree, adapter = self.tree, self.tree.adapter_of(node)
+        if not adapter.host:
+            # It came straight from its file, and no KV below it can be saved before it is on the host.
+            self._read(adapter, tree.policy.priority(node), plan)
+            return 0
+        dirty = [one for one in tree.path(node) if not one.host]
+        above = dirty[0].parent if dirty else None
+        if above is None or not above.clean or any(one.transfer is not None for one in dirty):
+            return 0  # offered again when what is above it has arrived
+        tree.lock(node)
+        fits, freeing = self.make_host_room(sum(one.size for one in dirty), tree.policy.priority(node))
+        tree.unlock(node)
+        plan.actions += freeing
+        if not fits or not above.clean:
+            return None
+        transfer = tree.begin_save(node)
+        self.unnamed.add(transfer.id)
+        self.counts.backups += 1
+        plan.actions.append(Save(transfer.id, tuple(Item.of(one) for one in transfer.nodes)))
+        return transfer.size
+
+    def _swap_out(self, plan: Plan) -> None:
+        """Let clean leaves go until the device is below its busy watermark."""
         goal = int((1 - self.settings.busy_watermark) * self.device_slots)
         for _ in range(BATCH):
             node = self.tree.peek_victim()
-            if free >= goal or node is None or node.guard or not node.clean:
+            if plan.free >= goal or node is None or node.guard or not node.clean:
                 return
             gained, freeing = self.evict(1)
             self.counts.swap_outs += 1
-            free += gained
-            actions += freeing
+            plan.free += gained
+            plan.actions += freeing
 
-    def _fetch_ahead(self, free: int, actions: list[Action]) -> None:
+    def _fetch_ahead(self, plan: Plan) -> None:
+        """Load the host copies that are worth most, while nothing else needs the link or the memory."""
         if len(self.waiting) or self._expected:
-            return  # real work has the link and the memory
-        room = free - int((1 - self.settings.idle_watermark) * self.device_slots)
+            return
+        room = plan.free - int((1 - self.settings.idle_watermark) * self.device_slots)
         for _ in range(BATCH):
             node = self._load_candidates.pop()
             if node is None:
@@ -457,8 +435,4 @@ class Swapper:
                 self.offer(node)
                 return
             room -= node.size
-            actions.append(self.start_load(node, "idle"))
-
-
-def _never(node: Node) -> bool:
-    return False
+            plan.actions.append(self.start_load(node, "idle"))

@@ -20,7 +20,7 @@ from torch.nn import functional
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
-from elora_sglang.core.swapper import SwapSettings, parts
+from elora_sglang.core.swapper import SwapSettings, switches
 from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.gpu.llama import Shape, layout
 from elora_sglang.kernels.paged_lora import plan_segments
@@ -213,7 +213,7 @@ class Loop:
         self.engine = TransferEngine(self.pool, self.host)
         layouts = {name: layout(shape, rank, shape.layers, 1) for name, rank in adapters.items()}
         self.slots, self.weights = Slots(device_slots + 1), Weights(self.pool, layouts)
-        settings = SwapSettings(host_slots=self.host.num_slots, **parts(frozenset(without)))
+        settings = SwapSettings(host_slots=self.host.num_slots, **switches(frozenset(without)))
         self.manager = CacheManager(1, device_slots, "elora", SlotPayloads(), settings, Costs.default())
         self.driver = SwapDriver(
             self.manager,

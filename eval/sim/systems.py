@@ -8,7 +8,7 @@ from typing import Any
 
 from elora_sglang.core.policies import policy_names
 from elora_sglang.core.policies.base import Policy
-from elora_sglang.core.swapper import SwapSettings, parts
+from elora_sglang.core.swapper import SwapSettings, switches
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.slotted import SlottedCache
 from elora_sglang.eval.sim.unified import UnifiedCache
@@ -73,7 +73,7 @@ def _unified(
     setting: Setting, *, policy: str | Policy, history: bool = True, without: str = "", **settings: Any
 ) -> UnifiedCache:
     host_slots = setting.host_slots
-    settings = {**parts(frozenset({without} - {""})), **settings}
+    settings = {**switches(frozenset({without} - {""})), **settings}
     return UnifiedCache(
         setting.machine,
         setting.block_tokens,

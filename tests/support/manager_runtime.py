@@ -189,7 +189,7 @@ class Runtime:
         self.done: list[tuple[int, bool]] = getattr(self, "done", [])
         while self.due and self.due[0][0] <= self.now:
             entry = self.due.pop(0)
-            ok = self.rng.random() >= self.faults or self.tree.in_use(entry[1])
+            ok = self.rng.random() >= self.faults or self.tree.parts.transfers.in_use(entry[1])
             if ok:
                 self._arrive(entry)
             self.done.append((entry[1], ok))

@@ -13,7 +13,7 @@ from itertools import chain
 
 from support.naive_tree import Branch, NaiveTree, Prefix
 
-from elora_sglang.core.policies.base import Policy
+from elora_sglang.core.tree.ranking import Ranking
 from elora_sglang.core.tree.tree import DependencyTree, InvariantError, Node, Victim
 
 Slots = tuple[int, ...]
@@ -39,7 +39,7 @@ class Driver:
         pool: slots in the pool.
     """
 
-    def __init__(self, page_size: int, policy: Policy, *, is_lru: bool, pool: int) -> None:
+    def __init__(self, page_size: int, policy: Ranking, *, is_lru: bool, pool: int) -> None:
         self.page_size = page_size
         self.is_lru = is_lru
         self.pool = pool
@@ -95,12 +95,12 @@ class Driver:
             branch.locks.append(prefix)
             self.held.append((node, branch, prefix))
 
-    def op_peek(self, rng: random.Random) -> None:
+    def op_find(self, rng: random.Random) -> None:
         branch = rng.choice(list(self.model.live.values()))
         space, tokens = rng.choice(NAMESPACES), self._prompt(rng)
         before = (self.tree.nodes, self.tree.tick)
-        got = self.tree.match(self.nodes[id(branch)], array("q", tokens), space, peek=True)
-        assert got.length == len(self.model.matched(branch, space, tokens)) * self.page_size
+        _, length = self.tree.find(self.nodes[id(branch)], array("q", tokens), space)
+        assert length == len(self.model.matched(branch, space, tokens)) * self.page_size
         assert before == (self.tree.nodes, self.tree.tick)
 
     def op_unlock(self, rng: random.Random) -> None:
@@ -160,7 +160,7 @@ class Driver:
         ("op_match", 16),
         ("op_lock_match", 16),
         ("op_unlock", 16),
-        ("op_peek", 4),
+        ("op_find", 4),
         ("op_evict", 4),
         ("op_load", 4),
         ("op_register", 6),

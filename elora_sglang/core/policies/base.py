@@ -11,10 +11,11 @@ from typing import Protocol
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
+from elora_sglang.core.swap_settings import LORA_SHARE
 from elora_sglang.core.tree.node import Kind, Node
+from elora_sglang.core.tree.ranking import Ranking
 
-#: Share of the device that adapters get where they do not compete with KV (``static``, or without "unified").
-LORA_SHARE = 0.2
+__all__ = ["LORA_SHARE", "BasePolicy", "Policy", "PolicyView", "UnboundView"]
 
 
 class PolicyView(Protocol):
@@ -91,65 +92,17 @@ class UnboundView:
         """Nothing: without a tree there are no candidates."""
 
 
-class Policy(Protocol):
-    """Ranks the nodes that eviction may take. Told of every event; must be a pure function of them.
-
-    No clock, no randomness, no iteration order of sets: every tensor-parallel rank must rank alike. The tree has
-    updated a node's counts before it reports the event. Priorities stay within ±1e17. Between two calls
-    a priority may rise at any time; whoever lets one fall calls ``view.reprioritize(node)``.
+class Policy(Ranking, Protocol):
+    """A :class:`Ranking` that looks at more than nodes, and is told of more than the tree knows.
 
     Attributes:
-        dependency: adapters stay while KV below them is on the device. False only in control experiments.
-        exact: every fall of a priority is reported at once. False for scores that fall with time and are
-            put right in slices; ``check()`` then does not compare entries with today's priorities.
         lora_share: share of the device that :meth:`side` gives to adapters, where it separates them.
     """
 
-    dependency: bool
-    exact: bool
     lora_share: float
 
     def bind(self, view: PolicyView) -> None:
         """Called once before anything else."""
-        ...
-
-    def priority(self, node: Node) -> float:
-        """Value of keeping ``node`` on the device; the lowest leaves first, ties by node id."""
-        ...
-
-    def host_priority(self, node: Node) -> float:
-        """Value of keeping the host copy of ``node``; the lowest leaves first, ties by node id."""
-        ...
-
-    def side(self, need: Kind, used_by_adapters: int) -> Kind | None:
-        """Which kind of victim to take when room is needed for a node of kind ``need``; ``None``: the lowest.
-
-        ``used_by_adapters``: device slots that adapters use now.
-        """
-        ...
-
-    def on_insert(self, node: Node) -> None:
-        """``node`` has device slots from now on: new KV, a loaded adapter, or anything loaded back."""
-        ...
-
-    def on_use(self, node: Node) -> None:
-        """One counted use of ``node``: a request that needs it was admitted. The adapter's comes first."""
-        ...
-
-    def on_access(self, node: Node) -> None:
-        """A match or an insert ended at ``node``: it and its ancestors up to the adapter were touched."""
-        ...
-
-    def on_split(self, upper: Node, lower: Node) -> None:
-        """``upper`` is new and took the first tokens of ``lower``, with its counts."""
-        ...
-
-    def on_evict(self, node: Node) -> None:
-        """``node`` has no device slots any more."""
-        ...
-
-    def on_drop(self, node: Node) -> None:
-        """``node`` leaves the tree (it still hangs in it), or an adapter lost its last copy in memory."""
         ...
 
     def on_finish(self, node: Node, hints: Hints) -> None:
@@ -158,10 +111,6 @@ class Policy(Protocol):
 
     def on_tick(self) -> None:
         """``view.now`` moved on."""
-        ...
-
-    def on_reset(self) -> None:
-        """The tree was emptied."""
         ...
 
 

@@ -28,6 +28,7 @@ class Node:
         parent: ``None`` for the root and for nodes that have left the tree.
         adapter: the adapter above a KV node, an adapter itself, ``None`` for the root.
         locks: how many locks pin the node, its descendants' included.
+        arrival: how many nodes had got device slots when it did, itself included; tells who came first.
         visits: counted uses (one a request); survives the eviction of an adapter.
         last_tick: tick of the tree's logical clock at its last match or insert.
         last_use: the tree's ``now`` (seconds) at its creation or last counted use.
@@ -45,6 +46,7 @@ class Node:
 
     __slots__ = (
         "adapter",
+        "arrival",
         "children",
         "doomed",
         "guard",
@@ -96,6 +98,7 @@ class Node:
         self.children: dict[Hashable, Node] = {}
         self.resident_children = 0
         self.host_children = 0
+        self.arrival = 0
         self.locks = 0
         self.visits = 0
         self.last_tick = 0
@@ -111,6 +114,19 @@ class Node:
         self.host_queued: float | None = None
         self.load_queued: float | None = None
         self.save_queued: float | None = None
+
+    def inherit(self, lower: Node) -> None:
+        """Take over the state of ``lower``, whose first tokens this new node takes. Not its slots and children."""
+        self.locks, self.guard, self.transfer = lower.locks, lower.guard, lower.transfer
+        self.resident, self.host, self.arrival = lower.resident, lower.host, lower.arrival
+        self.visits, self.last_tick, self.last_use = lower.visits, lower.last_tick, lower.last_use
+
+    def void(self) -> None:
+        """Out of the tree, on no tier, held by nobody; what it was used for stays."""
+        self.parent, self.children = None, {}
+        self.payload = self.host_payload = self.transfer = None
+        self.resident = self.host = False
+        self.resident_children = self.host_children = self.locks = self.guard = 0
 
     @property
     def evictable(self) -> bool:
@@ -171,6 +187,26 @@ class Match(NamedTuple):
     host_node: Node
     host_length: int
 
+    @classmethod
+    def of_walk(cls, node: Node, length: int, adapter: Node) -> Match:
+        """The match of a walk below ``adapter`` that ended in ``node``, after ``length`` tokens; changes nothing."""
+        if node.resident:
+            return cls(node, length, node, 0)
+        path: list[Node] = []
+        while node is not adapter:
+            path.append(node)
+            node = node.parent  # type: ignore[assignment]  # KV always has a parent
+        device = host = adapter
+        device_length = position = 0
+        for one in reversed(path):
+            if not one.resident and not one.clean:
+                break  # its copy to the host is still under way
+            position = min(position + one.size, length)
+            host = one
+            if one.resident:
+                device, device_length = one, position
+        return cls(device, device_length, host, position - device_length)
+
 
 class Insert(NamedTuple):
     """Node that ends where the inserted key ends, and how many of its tokens had device slots before."""
@@ -226,18 +262,23 @@ class Transfer:
         nodes: whose bytes it brings, parents first; a split adds to them.
         anchor: the node it keeps locked; ``None`` for a save of device slots that were given up already.
         size: slots.
-        outlived: ids of the children of its first node that had device slots before that node got any: KV that
-            outlived its adapter, where the policy gave up the dependency. It does not build on the load.
+        begun: :attr:`Node.arrival` of the last node that had device slots when it began. Children with a later one
+            build on what it brings.
     """
 
-    __slots__ = ("anchor", "id", "kind", "nodes", "outlived", "size")
+    __slots__ = ("anchor", "begun", "id", "kind", "nodes", "size")
 
     def __init__(
-        self, id: int, kind: Literal["load", "save", "read"], nodes: list[Node], anchor: Node | None
+        self,
+        id: int,
+        kind: Literal["load", "save", "read"],
+        nodes: list[Node],
+        anchor: Node | None,
+        begun: int,
     ) -> None:
         self.id = id
         self.kind = kind
         self.nodes = nodes
         self.anchor = anchor
         self.size = sum(node.size for node in nodes)
-        self.outlived: set[int] = set()
+        self.begun = begun

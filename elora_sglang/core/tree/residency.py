@@ -1,4 +1,4 @@
-"""Which nodes hold slots on which tier, what that adds up to, and which of them may leave.
+"""Which nodes hold slots on which tier, and what that adds up to.
 
 Both tiers are prefix-closed: what is above a node with device slots has device slots, what is above a node
 with host slots has host slots. So only leaves of a tier leave it, and only children of a tier's nodes enter it.
@@ -9,103 +9,89 @@ from __future__ import annotations
 from typing import Any
 
 from elora_sglang.core.errors import InvariantError
-from elora_sglang.core.policies.base import Policy
-from elora_sglang.core.tree.candidates import Candidates
 from elora_sglang.core.tree.node import HostVictim, Node, Victim
-from elora_sglang.core.tree.structure import PayloadOps, TreeStructure
+from elora_sglang.core.tree.order import EvictionOrder
+from elora_sglang.core.tree.payloads import PayloadOps
+from elora_sglang.core.tree.ranking import Ranking
+from elora_sglang.core.tree.structure import Structure
 
-#: Keys of guarded nodes start here, so that they leave after all others; policies stay far below.
-GUARDED = 1e18
-_STEP = 1024.0  # the spacing of floats at GUARDED is 128: neighbouring ranks stay apart
 
-
-class ResidentTree(TreeStructure):
-    """Sizes, locks, guards and eviction candidates of both tiers; construction as in :class:`TreeStructure`.
+class Residency:
+    """The books of both tiers, in slots.
 
     Attributes:
-        evictable_size: device slots that no lock or pin holds, and those of victims not collected yet.
+        evictable_size: device slots that no lock or pin holds.
         protected_size: device slots of nodes that are locked or pinned.
         host_size: host slots in use.
         adapter_size: device slots in use by adapters.
         invalid_kv_size: device slots of KV whose adapter has none: 0 unless the policy gave up the dependency.
+        arrivals: how often a node got device slots; :attr:`Node.arrival` is its value at the node's turn.
     """
 
-    def __init__(self, page_size: int, policy: Policy, payloads: PayloadOps) -> None:
-        super().__init__(page_size, policy, payloads)
-        self._independent = not policy.dependency
-        self._kv_candidates = Candidates("queued", self._device_key, self._may_leave)
-        self._adapter_candidates = Candidates("queued", self._device_key, self._may_leave)
-        self._host_candidates = Candidates("host_queued", self._host_key, self._may_leave_host)
-        self._orphans: list[Victim] = []
-        self._host_orphans: list[HostVictim] = []
-        self._orphan_size = 0
-        self._pinned_size = 0
-        self.evictable_size = 0
-        self.protected_size = 0
-        self.host_size = 0
-        self.adapter_size = 0
-        self.invalid_kv_size = 0
+    def __init__(
+        self, structure: Structure, ranking: Ranking, payloads: PayloadOps, order: EvictionOrder
+    ) -> None:
+        self._structure = structure
+        self._ranking = ranking
+        self._payloads = payloads
+        self._order = order
+        self.clear()
 
-    # -- candidates -------------------------------------------------------------------------------
+    def clear(self) -> None:
+        """The tree was emptied: all but the base model, which takes no slots, is gone from both tiers."""
+        self.evictable_size: int = 0
+        self.protected_size: int = 0
+        self.host_size: int = 0
+        self.adapter_size: int = 0
+        self.invalid_kv_size: int = 0
+        self.arrivals: int = 0
+        root, base = self._structure.root, self._structure.base
+        base.resident = base.host = True
+        base.resident_children = base.host_children = 0
+        root.resident_children = root.host_children = 1
 
-    def _device_key(self, node: Node) -> float:
-        return self.policy.priority(node) if not node.guard else GUARDED - _STEP * node.guard
+    def protect(self, size: int) -> None:
+        """``size`` slots that were evictable are locked or pinned now; negative: the other way round."""
+        self.evictable_size -= size
+        self.protected_size += size
 
-    def _host_key(self, node: Node) -> float:
-        return self.policy.host_priority(node) if not node.guard else GUARDED - _STEP * node.guard
+    # -- the device -------------------------------------------------------------------------------
 
-    def _may_leave(self, node: Node) -> bool:
-        if self._independent and node.kind == "adapter":
-            return node.evictable and node.size > 0
-        return node.is_candidate
-
-    @staticmethod
-    def _may_leave_host(node: Node) -> bool:
-        return node.is_host_candidate
-
-    def _offer(self, node: Node) -> None:
-        """Make ``node`` an eviction candidate of each tier that it may leave."""
-        if node.resident and node.queued is None:
-            (self._kv_candidates if node.kind == "kv" else self._adapter_candidates).offer(node)
-        if node.host and node.host_queued is None:
-            self._host_candidates.offer(node)
-
-    def reprioritize(self, node: Node) -> None:
-        """A policy calls this when a priority of ``node`` fell without a use of the node."""
-        (self._kv_candidates if node.kind == "kv" else self._adapter_candidates).lowered(node)
-        self._host_candidates.lowered(node)
-        self._compact()
-
-    def _compact(self) -> None:
-        nodes = self.nodes
-        self._kv_candidates.compact(nodes)
-        self._adapter_candidates.compact(nodes)
-        self._host_candidates.compact(nodes)
-
-    # -- entering and leaving a tier --------------------------------------------------------------
-
-    def _enter_device(self, node: Node, payload: Any) -> None:
-        assert not node.resident and node.parent is not None
+    def enter_device(self, node: Node, payload: Any, *, in_flight: bool = False) -> None:
+        """``node`` has device slots from now on. ``in_flight``: its bytes come later, and it is locked until then."""
+        parent = node.parent
+        assert not node.resident and parent is not None
         node.resident, node.payload = True, payload
-        node.parent.resident_children += 1
+        self.arrivals += 1
+        node.arrival = self.arrivals
+        parent.resident_children += 1
         if node.evictable:
             self.evictable_size += node.size
         else:
             self.protected_size += node.size
         if node.kind == "adapter":
             self.adapter_size += node.size
-            if self._independent:
+            if self._order.independent:
                 self.invalid_kv_size -= self._resident_kv(node)
-        elif self._independent and not self.adapter_of(node).resident:
+        elif self._order.independent and not self._adapter_is_resident(node):
             self.invalid_kv_size += node.size
-        self.policy.on_insert(node)
+        self._ranking.on_insert(node)
+        if not in_flight:
+            self._order.offer(node)
 
-    def _leave_device(self, node: Node) -> Any:
-        """Take the device slots of a node that nothing uses; returns their payload."""
-        outlived = self._independent and node.kind == "adapter"
-        if (node.locks and not (outlived and self._only_saved(node))) or (
-            node.resident_children and not outlived
-        ):
+    def give_up_device(self, node: Node, locks_of_saves: int = 0) -> Any:
+        """Take the device slots of a node that nothing uses; returns their payload. The parent may follow.
+
+        ``locks_of_saves``: locks of an adapter by saves of KV that outlived it; they need nothing of its own.
+        """
+        payload = self._leave_device(node, locks_of_saves)
+        assert node.parent is not None
+        self._order.offer(node.parent)
+        return payload
+
+    def _leave_device(self, node: Node, locks_of_saves: int = 0) -> Any:
+        may_outlive = self._order.independent and node.kind == "adapter"
+        if node.locks != locks_of_saves or (node.resident_children and not may_outlive):
             raise InvariantError(f"I4: {node!r} is in use and cannot leave")
         assert node.resident and node.parent is not None
         if node.evictable:
@@ -114,26 +100,49 @@ class ResidentTree(TreeStructure):
             self.protected_size -= node.size
         payload, node.payload, node.resident = node.payload, None, False
         node.parent.resident_children -= 1
-        if node.parent.transfer is not None:
-            self.transfers[node.parent.transfer].outlived.discard(node.id)
         if node.kind == "adapter":
             self.adapter_size -= node.size
-            if self._independent:
+            if self._order.independent:
                 self.invalid_kv_size += self._resident_kv(node)
-        elif self._independent and not self.adapter_of(node).resident:
+        elif self._order.independent and not self._adapter_is_resident(node):
             self.invalid_kv_size -= node.size
-        self.policy.on_evict(node)
+        self._ranking.on_evict(node)
         return payload
 
-    def _enter_host(self, node: Node) -> None:
+    @staticmethod
+    def _adapter_is_resident(node: Node) -> bool:
+        return node.adapter is not None and node.adapter.resident
+
+    def _resident_kv(self, adapter: Node) -> int:
+        below = self._structure.walk(adapter)
+        return sum(node.size for node in below if node.kind == "kv" and node.resident)
+
+    # -- the host ---------------------------------------------------------------------------------
+
+    def enter_host(self, node: Node, payload: Any, *, in_flight: bool = False) -> None:
+        """``node`` has host slots from now on. ``in_flight``: its bytes come later."""
         assert not node.host and node.parent is not None
-        node.host = True
+        node.host, node.host_payload = True, payload
         node.parent.host_children += 1
         self.host_size += node.size
-        self.reprioritize(node)  # what has a host copy is cheaper to lose
+        self._order.reprioritize(node)  # what has a host copy is cheaper to lose
+        if not in_flight:
+            self._order.offer(node)
+
+    def give_up_host(self, node: Node) -> HostVictim:
+        """Take the host slots of a host leaf. The parent may follow.
+
+        What has no device slots is gone then: KV leaves the tree, an adapter has only its file.
+        """
+        parent = node.parent
+        assert parent is not None
+        payload, gone = self._leave_host(node), not node.resident
+        if gone:
+            self.drop(node)
+        self._order.offer(parent)
+        return HostVictim(node.id, node.kind, node.key, payload, node.size, gone)
 
     def _leave_host(self, node: Node) -> Any:
-        """Take the host slots of a host leaf; returns their payload."""
         if node.host_children:
             raise InvariantError(f"I1: {node!r} has children on the host and cannot leave it")
         assert node.host and node.parent is not None
@@ -142,117 +151,48 @@ class ResidentTree(TreeStructure):
         self.host_size -= node.size
         return payload
 
-    def _saves_below(self, adapter: Node) -> int:
-        """How many locks of an adapter are those of saves of KV below it, which read nothing of its own."""
-        anchors = (t.anchor for t in self.transfers.values() if t.kind == "save" and t.anchor is not None)
-        return sum(anchor.adapter is adapter for anchor in anchors)
+    # -- slots of copies in flight ----------------------------------------------------------------
 
-    def _only_saved(self, adapter: Node) -> bool:
-        return adapter.locks == self._saves_below(adapter)
+    @staticmethod
+    def name_device_slots(node: Node, payload: Any) -> None:
+        """The device slots of a node that is being loaded."""
+        if not node.resident or node.payload is not None:
+            raise InvariantError(f"{node!r} waits for no device slots")
+        node.payload = payload
 
-    def _resident_kv(self, adapter: Node) -> int:
-        return sum(node.size for node in self.walk(adapter) if node.kind == "kv" and node.resident)
+    @staticmethod
+    def name_host_slots(node: Node, payload: Any) -> None:
+        """The host slots of a node that is being saved or read."""
+        if not node.host or node.host_payload is not None:
+            raise InvariantError(f"{node!r} waits for no host slots")
+        node.host_payload = payload
 
-    # -- locks ------------------------------------------------------------------------------------
+    # -- both -------------------------------------------------------------------------------------
 
-    def lock(self, node: Node) -> None:
-        """Pin ``node`` and everything above it, its adapter included; sizes move to protected.
+    def drop(self, node: Node) -> None:
+        """``node`` has just given up its last slots: KV leaves the tree, an adapter has only its file."""
+        self._ranking.on_drop(node)
+        if node.kind == "kv":
+            self._structure.remove(node)
 
-        Raises:
-            InvariantError: ``node`` has left the tree, or is the root, whose lock would pin no adapter.
-        """
-        self._require_present(node)
-        root, moved = self.root, 0
-        while node is not root:
-            if not node.locks and node.resident and not node.pinned:
-                moved += node.size
-            node.locks += 1
-            node = node.parent  # type: ignore[assignment]  # only the root has none
-        self._protect(moved)
-
-    def unlock(self, node: Node) -> None:
-        """Take back one :meth:`lock` of ``node``.
-
-        What a doomed branch frees by it is handed out by ``collect_doomed`` (or the next eviction), and its
-        device slots count as evictable until then.
-        """
-        self._require_present(node)
-        if node.locks < 1:
-            raise InvariantError(f"{node!r} is not locked")
-        root, moved, anchor = self.root, 0, node
-        doomed = self.is_doomed(node)
-        while node is not root:
-            node.locks -= 1
-            if not node.locks:
-                if node.resident and not node.pinned:
-                    moved += node.size
-                if not doomed:
-                    self._offer(node)
-            node = node.parent  # type: ignore[assignment]  # only the root has none
-        self._protect(-moved)
-        if doomed:
-            self._reap(anchor)
-            self._compact()
-
-    def _protect(self, size: int) -> None:
-        self.evictable_size -= size
-        self.protected_size += size
-
-    # -- guards -----------------------------------------------------------------------------------
-
-    def guard(self, node: Node, rank: int) -> None:
-        """Waiting request ``rank`` (1, 2, ... in order of arrival) needs ``node`` and all above it.
-
-        Guarded nodes are evicted after all others, those that only late requests need first. They still
-        count as evictable: a guard never makes memory unavailable.
-        """
-        self._require_present(node)
-        if rank < 1:
-            raise ValueError(f"a guard's rank must be at least 1, got {rank}")
-        guarded = self._guarded.setdefault(rank, {})
-        while node is not self.root:
-            guarded[node.id] = node
-            node.guard = min(node.guard, rank) if node.guard else rank
-            node = node.parent  # type: ignore[assignment]  # only the root has none
-
-    def guarded_size(self, rank: int) -> int:
-        """Evictable device slots of what waiting requests up to ``rank`` need. O(their nodes)."""
-        needed = {
-            id: node for other, nodes in self._guarded.items() if other <= rank for id, node in nodes.items()
-        }
-        return sum(node.size for node in needed.values() if node.evictable)
-
-    def unguard(self, rank: int) -> None:
-        """Release all guards of the request; does nothing when it has none."""
-        for node in self._guarded.pop(rank, {}).values():
-            if node.guard == rank and node.parent is not None:
-                others = [other for other, nodes in self._guarded.items() if node.id in nodes]
-                node.guard = min(others, default=0)
-                self.reprioritize(node)
-
-    # -- doomed branches --------------------------------------------------------------------------
-
-    def _reap(self, node: Node) -> None:
-        """Take out of a doomed branch what nothing holds any more, from ``node`` upwards."""
-        while node.doomed or node.kind == "kv":
-            parent = node.parent
-            if parent is None or node.locks:
-                return
-            if node.children or node.transfer is not None:
-                self._offer(node)  # a copy below it may take a while; its device slots need not wait
-                return
-            self._remove(node)
-            node = parent
-
-    def _remove(self, node: Node) -> None:
-        """Node of a doomed branch: off both tiers into the orphans, and out of the tree."""
+    def remove(self, node: Node) -> tuple[Victim | None, HostVictim | None]:
+        """Take ``node``, of a doomed branch, off both tiers and out of the tree. Offers nobody: the caller goes on."""
+        victim = host_victim = None
         if node.resident:
-            payload = self._leave_device(node)
-            self.evictable_size += node.size  # until it is collected
-            self._orphan_size += node.size
-            self._orphans.append(Victim(node.id, node.kind, node.key, payload, node.size))
+            victim = Victim(node.id, node.kind, node.key, self._leave_device(node), node.size)
         if node.host:
-            payload = self._leave_host(node)
-            self._host_orphans.append(HostVictim(node.id, node.kind, node.key, payload, node.size, True))
-        self.policy.on_drop(node)
-        self._detach(node)
+            host_victim = HostVictim(
+                node.id, node.kind, node.key, self._leave_host(node), node.size, gone=True
+            )
+        self._ranking.on_drop(node)
+        self._structure.remove(node)
+        return victim, host_victim
+
+    def split(self, upper: Node, lower: Node, at: int) -> None:
+        """``upper`` is new and took the first ``at`` tokens of ``lower``: it takes their slots on each tier."""
+        if lower.resident:
+            upper.payload, lower.payload = self._payloads.split(lower.payload, at)
+            upper.resident_children = 1
+        if lower.host:
+            upper.host_payload, lower.host_payload = self._payloads.split(lower.host_payload, at)
+            upper.host_children = 1

@@ -1,25 +1,27 @@
-"""The dependency tree: root → adapter → KV, on two tiers of slots.
+"""The dependency tree: root → adapter → KV, on two tiers of slots. Here is its interface, and what a use counts.
 
 KV hangs below the adapter it was computed under, so locking a KV node pins its adapter, and eviction,
 which takes only leaves of a tier, can never leave KV without its adapter or its prefix. The tree owns structure
 and sizes; slots and bytes belong to the runtime, which the tree reaches through :class:`PayloadOps` only. Time
 is a counter of operations, and :attr:`DependencyTree.now` as its owner sets it.
 
-The class is built in layers, one file each: :mod:`.structure` (nodes, keys, the walk), :mod:`.residency` (sizes,
-locks, guards, candidates), :mod:`.tiers` (eviction and copies in flight), and this one.
+Which part does what: :mod:`elora_sglang.core.tree`.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from elora_sglang.core.errors import InvariantError
-from elora_sglang.core.tree.checks import check_tree
-from elora_sglang.core.tree.node import DroppedBranch, HostVictim, Insert, Match, Node, Transfer, Victim
-from elora_sglang.core.tree.structure import PayloadOps
-from elora_sglang.core.tree.tiers import Ended, TieredTree
+from elora_sglang.core.tree.checks import check_parts
+from elora_sglang.core.tree.eviction import never
+from elora_sglang.core.tree.node import DroppedBranch, HostVictim, Insert, Kind, Match, Node, Transfer, Victim
+from elora_sglang.core.tree.parts import Parts
+from elora_sglang.core.tree.payloads import PayloadOps
+from elora_sglang.core.tree.ranking import Ranking
+from elora_sglang.core.tree.transfers import Ended
 
 __all__ = [
     "DependencyTree",
@@ -36,12 +38,125 @@ __all__ = [
 ]
 
 
-class DependencyTree(TieredTree):
+class DependencyTree:
     """Adapters and KV of one pool. Single-threaded; the same calls give the same results everywhere.
 
-    Construction as in :class:`~.structure.TreeStructure`; ``policy`` ranks what eviction takes. ``base`` is the
-    base model's adapter node: key ``None``, size 0, always on both tiers, never evicted.
+    Args:
+        page_size: tokens per page; keys, matches and splits are whole pages.
+        policy: ranks what eviction takes, and is told of every event.
+        payloads: splits and slices payloads.
+
+    Attributes:
+        root, base: ``base`` is the base model's adapter node: key ``None``, size 0, always on both tiers, never
+            evicted.
+        tick: counts operations; the time of recency.
+        now: seconds, written by whoever drives the tree; read by policies.
+        transfers: copies in flight by id.
+        parts: what the tree is made of, for checks and tests; nobody else calls them.
+
+    Raises:
+        ValueError: ``page_size`` below 1.
     """
+
+    def __init__(self, page_size: int, policy: Ranking, payloads: PayloadOps) -> None:
+        self.page_size = page_size
+        self.policy = policy
+        self.payloads = payloads
+        self.tick = 0
+        self.now = 0.0
+        self.parts = parts = Parts.build(page_size, policy, payloads)
+        self._structure, self._residency, self._order = parts.structure, parts.residency, parts.order
+        self._locks, self._guards, self._doomed = parts.locks, parts.guards, parts.doomed
+        self._transfers, self._eviction = parts.transfers, parts.eviction
+        self.root, self.base = parts.structure.root, parts.structure.base
+
+    # -- sizes, in slots --------------------------------------------------------------------------
+
+    @property
+    def evictable_size(self) -> int:
+        """Device slots that no lock or pin holds, and those of victims not collected yet."""
+        return self._residency.evictable_size + self._doomed.size
+
+    @property
+    def protected_size(self) -> int:
+        """Device slots of nodes that are locked or pinned."""
+        return self._residency.protected_size
+
+    @property
+    def host_size(self) -> int:
+        """Host slots in use."""
+        return self._residency.host_size
+
+    @property
+    def adapter_size(self) -> int:
+        """Device slots in use by adapters."""
+        return self._residency.adapter_size
+
+    @property
+    def invalid_kv_size(self) -> int:
+        """Device slots of KV whose adapter has none: 0 unless the policy gave up the dependency."""
+        return self._residency.invalid_kv_size
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def adapter(self, key: str | None) -> Node | None:
+        """The adapter registered under ``key`` (``None``: the base model), if any. Never a doomed one."""
+        return self.root.children.get(key)
+
+    def adapters(self) -> list[Node]:
+        """All registered adapters in order of registration, the base model first; no doomed ones."""
+        return list(self.root.children.values())
+
+    def adapter_of(self, node: Node) -> Node:
+        """The adapter above ``node`` (itself for an adapter)."""
+        if node.adapter is None:
+            raise InvariantError("the root has no adapter")
+        return node.adapter
+
+    def is_doomed(self, node: Node) -> bool:
+        """Whether the branch of ``node`` was unloaded; nothing can be matched or inserted there any more."""
+        return node.adapter is not None and node.adapter.doomed
+
+    def path(self, node: Node) -> list[Node]:
+        """KV nodes from the adapter (exclusive) down to ``node`` (inclusive)."""
+        return self._structure.path(node)
+
+    def walk(self, start: Node | None = None) -> Iterator[Node]:
+        """``start`` and all below it, parents first; by default the whole tree, doomed branches included.
+
+        The tree must not change meanwhile.
+        """
+        return self._structure.walk(start)
+
+    def kv_nodes(self) -> Iterator[Node]:
+        """All KV nodes, those of doomed branches included; the tree must not change meanwhile."""
+        return (node for node in self.walk() if node.kind == "kv")
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes: KV and adapters, resident or not, doomed ones included; without the root."""
+        return self._structure.nodes
+
+    @property
+    def transfers(self) -> dict[int, Transfer]:
+        """Copies in flight by id, in order of their start."""
+        return self._transfers.by_id
+
+    def counts(self) -> dict[str, int]:
+        """Number of nodes by kind and state. O(adapters)."""
+        adapters = self.adapters()
+        return {
+            "kv": self._structure.kv_count,
+            "adapters": len(adapters) - 1,
+            "adapters_resident": sum(node.resident for node in adapters) - 1,
+            "adapters_on_host": sum(node.host for node in adapters) - 1,
+            "adapters_pinned": sum(node.pinned for node in adapters),
+            "adapters_doomed": len(self._structure.doomed),
+        }
+
+    def render(self, tokens: int = 8) -> str:
+        """The tree as indented lines, with the first ``tokens`` tokens of every KV node."""
+        return self._structure.render(tokens)
 
     # -- adapters -------------------------------------------------------------------------------
 
@@ -55,8 +170,7 @@ class DependencyTree(TieredTree):
         if node is None:
             if size < 0 or key is None:
                 raise InvariantError(f"adapter {key!r} cannot be registered with {size} slots")
-            node = self._node("adapter", key, self.root, size)
-            self.root.children[key] = node
+            node = self._structure.add_adapter(key, size)
         elif node.size != size:
             raise InvariantError(
                 f"adapter {key!r} is registered with {node.size} slots, not {size}; drop it first"
@@ -66,60 +180,57 @@ class DependencyTree(TieredTree):
 
     def set_pinned(self, node: Node, pinned: bool) -> None:
         """Pin or unpin an adapter; a pinned one is never evicted and counts as protected while resident."""
-        self._require_adapter(node)
-        if pinned == node.pinned or node is self.base:
-            return
-        was_evictable = node.evictable
-        node.pinned = pinned
-        self._pinned_size += node.size if pinned else -node.size
-        if was_evictable != node.evictable:
-            self._protect(node.size if was_evictable else -node.size)
-        self._offer(node)
-
-    def pinned_size(self, *, excluding: Node | None = None) -> int:
-        """Slots that pinned adapters take or may take at any time, resident or not, in slots."""
-        return self._pinned_size - (excluding.size if excluding is not None and excluding.pinned else 0)
+        self._structure.require_adapter(node)
+        if node is not self.base:
+            self._locks.set_pinned(node, pinned)
 
     def make_resident(self, node: Node, payload: Any) -> None:
         """The adapter's weights now lie in the slots of ``payload``; its size counts from here on."""
-        self._require_adapter(node)
+        self._structure.require_adapter(node)
         if node.resident:
             raise InvariantError(f"{node!r} is resident already")
         self.tick += 1
         node.last_tick, node.last_use = self.tick, self.now
-        self._enter_device(node, payload)
-        self._offer(node)
+        self._residency.enter_device(node, payload)
+
+    def place_on_host(self, adapter: Node, payload: Any) -> None:
+        """An adapter was written into host slots before the tree was told: it is complete there from now on."""
+        self._structure.require_adapter(adapter)
+        if adapter.host:
+            raise InvariantError(f"{adapter!r} has host slots")
+        self._residency.enter_host(adapter, payload)
 
     # -- match and insert -------------------------------------------------------------------------
 
     def match(
-        self,
-        adapter: Node,
-        tokens: array[int],
-        namespace: Hashable = None,
-        limit: int | None = None,
-        *,
-        peek: bool = False,
+        self, adapter: Node, tokens: array[int], namespace: Hashable = None, limit: int | None = None
     ) -> Match:
         """Longest prefix of ``tokens[:limit]`` below ``adapter`` that either tier has, in whole pages.
 
         Uses the path (tick, policy) but counts no use, and splits the last node when the match ends inside it,
         so that a node ends where the match ends. A miss returns the adapter with length 0, never the root.
-        ``peek`` changes nothing at all; its nodes may reach beyond the match.
         """
-        self._require_adapter(adapter)
-        n = self._pages(tokens, limit)
-        if peek:
-            return self.by_tier(*self._descend(adapter, tokens, n, namespace, cut=False), adapter)
+        structure = self._structure
+        structure.require_adapter(adapter)
+        n = structure.whole_pages(tokens, limit)
         self.tick += 1
-        node, length = self._descend(adapter, tokens, n, namespace)
+        node, length = self._use(adapter, tokens, n, namespace)
         self.policy.on_access(node)
-        return self.by_tier(node, length, adapter)
+        return Match.of_walk(node, length, adapter)
+
+    def _use(self, adapter: Node, tokens: array[int], n: int, namespace: Hashable) -> tuple[Node, int]:
+        """Walk, touch, and split where the walk ends inside a node: (last node, tokens up to its end)."""
+        node, length, inside = self._structure.descend(adapter, tokens, n, namespace, self.tick)
+        if inside:
+            node = self.parts.split(node, inside)
+            node.last_tick = self.tick
+        return node, length
 
     def find(self, adapter: Node, tokens: array[int], namespace: Hashable = None) -> tuple[Node, int]:
         """The last node that shares tokens with ``tokens``, on whatever tier, and how many do; changes nothing."""
-        self._require_adapter(adapter)
-        return self._descend(adapter, tokens, self._pages(tokens, None), namespace, cut=False)
+        structure = self._structure
+        structure.require_adapter(adapter)
+        return structure.descend(adapter, tokens, structure.whole_pages(tokens, None), namespace)[:2]
 
     def still_ends(self, node: Node, length: int, tokens: array[int]) -> bool:
         """Whether a walk along ``tokens`` that ended with KV ``node``, after ``length`` tokens, still does. O(1).
@@ -130,7 +241,9 @@ class DependencyTree(TieredTree):
         if node.parent is None:
             return False
         n = len(tokens)
-        return length >= n - n % self.page_size or self._key(tokens, length, None) not in node.children
+        if length >= n - n % self.page_size:
+            return True
+        return self._structure.key(tokens, length, None) not in node.children
 
     def touch(self, node: Node) -> None:
         """What :meth:`match` does to a path, where it is known to end at ``node`` (see :meth:`still_ends`)."""
@@ -140,26 +253,6 @@ class DependencyTree(TieredTree):
             one.last_tick = tick
             one = one.parent  # type: ignore[assignment]  # only the root has none
         self.policy.on_access(node)
-
-    @staticmethod
-    def by_tier(node: Node, length: int, adapter: Node) -> Match:
-        """The match of a walk below ``adapter`` that ended in ``node``, after ``length`` tokens; changes nothing."""
-        if node.resident:
-            return Match(node, length, node, 0)
-        path: list[Node] = []
-        while node is not adapter:
-            path.append(node)
-            node = node.parent  # type: ignore[assignment]  # KV always has a parent
-        device = host = adapter
-        device_length = position = 0
-        for one in reversed(path):
-            if not one.resident and not one.clean:
-                break  # its copy to the host is still under way
-            position = min(position + one.size, length)
-            host = one
-            if one.resident:
-                device, device_length = one, position
-        return Match(device, device_length, host, position - device_length)
 
     def insert(
         self, adapter: Node, tokens: array[int], namespace: Hashable, payload: Any, length: int | None = None
@@ -173,40 +266,186 @@ class DependencyTree(TieredTree):
         Raises:
             InvariantError: the adapter is not resident, or was unloaded.
         """
-        self._require_adapter(adapter)
+        structure = self._structure
+        structure.require_adapter(adapter)
         if not adapter.resident:
             raise InvariantError(f"KV cannot be inserted below {adapter!r}: it is not resident")
-        n = self._pages(tokens, length)
+        n = structure.whole_pages(tokens, length)
         self.tick += 1
-        node, present = self._descend(adapter, tokens, n, namespace)
-        matched = present
-        if not node.resident:
-            returning = self.missing(node)
-            matched = start = present - sum(one.size for one in returning)
-            for one in returning:
-                self._enter_device(one, self.payloads.slice(payload, start, start + one.size))
-                start += one.size
-            self._offer(node)
+        node, present = self._use(adapter, tokens, n, namespace)
+        matched = present if node.resident else self._return_to_device(node, present, payload)
         if present < n:
-            key = self._key(tokens, present, namespace)
             tail = self.payloads.slice(payload, present, n)
-            parent, node = node, self._node("kv", key, node, n - present, tokens[present:n])
+            node = structure.add_kv(node, structure.key(tokens, present, namespace), tokens[present:n])
             node.last_tick, node.last_use = self.tick, self.now
-            parent.children[key] = node
-            self._kv_count += 1
-            self._enter_device(node, tail)
-            self._offer(node)
+            self._residency.enter_device(node, tail)
         self.policy.on_access(node)
         return Insert(node, matched)
 
+    def _return_to_device(self, node: Node, end: int, payload: Any) -> int:
+        """What only the host has, on the way to ``node``, takes slots of ``payload``; tokens before that.
+
+        ``end``: tokens up to the end of ``node``.
+        """
+        returning = self.missing(node)
+        first = start = end - sum(one.size for one in returning)
+        for one in returning:
+            self._residency.enter_device(one, self.payloads.slice(payload, start, start + one.size))
+            start += one.size
+        return first
+
+    def split_at(self, adapter: Node, tokens: array[int], namespace: Hashable, at: int) -> Node:
+        """Make a node end after ``tokens[:at]``, which must be in memory; a structural change only.
+
+        Eviction can then take what comes behind without what comes before. Returns that node.
+        """
+        structure = self._structure
+        structure.require_adapter(adapter)
+        node, length, inside = structure.descend(
+            adapter, tokens, structure.whole_pages(tokens, at), namespace
+        )
+        if length != at:
+            raise InvariantError(
+                f"cannot split below {adapter!r}: its first {at} tokens are not all in memory"
+            )
+        return self.parts.split(node, inside) if inside else node
+
     def count_use(self, node: Node) -> None:
         """Count one use of ``node`` and all above it, the adapter first: visits, time, policy."""
-        self._require_present(node)
-        path = [self.adapter_of(node), *self.path(node)]
-        for one in path:
+        self._structure.require_present(node)
+        for one in (self.adapter_of(node), *self.path(node)):
             one.visits += 1
             one.last_use = self.now
             self.policy.on_use(one)
+
+    # -- locks, guards, priorities ----------------------------------------------------------------
+
+    def lock(self, node: Node) -> None:
+        """Pin ``node`` and everything above it, its adapter included; sizes move to protected.
+
+        Raises:
+            InvariantError: ``node`` has left the tree, or is the root, whose lock would pin no adapter.
+        """
+        self._locks.lock(node)
+
+    def unlock(self, node: Node) -> None:
+        """Take back one :meth:`lock` of ``node``.
+
+        What a doomed branch frees by it is handed out by ``collect_doomed`` (or the next eviction), and its
+        device slots count as evictable until then.
+        """
+        self._locks.unlock(node)
+
+    def guard(self, node: Node, rank: int) -> None:
+        """Waiting request ``rank`` (1, 2, ... in order of arrival) needs ``node`` and all above it.
+
+        Guarded nodes are evicted after all others, those that only late requests need first. They still
+        count as evictable: a guard never makes memory unavailable.
+        """
+        self._guards.guard(node, rank)
+
+    def guarded_size(self, rank: int) -> int:
+        """Evictable device slots of what waiting requests up to ``rank`` need. O(their nodes)."""
+        return self._guards.evictable_size(rank)
+
+    def unguard(self, rank: int) -> None:
+        """Release all guards of the request; does nothing when it has none."""
+        self._guards.release(rank)
+
+    def reprioritize(self, node: Node) -> None:
+        """A policy calls this when a priority of ``node`` fell without a use of the node."""
+        self._order.reprioritize(node)
+
+    # -- eviction ---------------------------------------------------------------------------------
+
+    def evict(self, need: int, kind: Kind = "kv", save: Callable[[Node], bool] = never) -> list[Victim]:
+        """Free at least ``need`` device slots, or all that can be freed; the caller frees the victims' slots.
+
+        Takes KV leaves and adapters without resident KV, never what is locked or pinned, in the policy's
+        order; O(log n) amortised a victim. A victim with a host copy stays in the tree (``demoted``). A dirty
+        KV victim leaves it (``dropped``) unless ``save(node)`` says to copy it to the host; only asked when
+        its parent is complete there, and the caller has made sure that the host has room. An evicted adapter
+        stays registered.
+
+        Args:
+            kind: what the room is for; a policy that keeps adapters and KV apart asks.
+        """
+        return self._eviction.from_device(need, kind, save)
+
+    def peek_victim(self, kind: Kind = "kv") -> Node | None:
+        """The node that :meth:`evict` would take first, if any; changes nothing but outdated entries."""
+        return self._eviction.next_victim(kind)
+
+    def evict_host(self, need: int) -> list[HostVictim]:
+        """Free at least ``need`` host slots, or all that can be freed; the caller frees the victims' slots.
+
+        Takes host leaves that no lock and no copy in flight holds, in the policy's order. A victim that has
+        device slots becomes dirty, another one is gone: KV leaves the tree, an adapter has only its file.
+        """
+        return self._eviction.from_host(need)
+
+    def peek_host_victim(self) -> Node | None:
+        """The node that :meth:`evict_host` would take first, if any."""
+        return self._order.host.peek()
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def missing(self, node: Node) -> list[Node]:
+        """The nodes on the way from the adapter to ``node`` that have no device slots, adapter first."""
+        return self._transfers.missing(node)
+
+    def begin_load(self, node: Node) -> Transfer:
+        """Host to device: everything :meth:`missing` on the way to ``node`` becomes resident at once.
+
+        The nodes are locked until :meth:`end_transfer`. The caller allocates slots for each and names them
+        with :meth:`set_payload`, or ends the transfer as failed.
+
+        Raises:
+            InvariantError: nothing is missing, or a missing node has no complete host copy.
+        """
+        return self._transfers.begin_load(node)
+
+    def begin_save(self, node: Node) -> Transfer:
+        """Device to host: everything on the way to ``node`` without host slots gets some; parents first.
+
+        The nodes are locked until :meth:`end_transfer`. The caller allocates host slots for each and names
+        them with :meth:`set_host_payload`, or ends the transfer as failed.
+
+        Raises:
+            InvariantError: the adapter or another node on the way is not complete on the host, a node is
+                still being loaded, or all are there already.
+        """
+        return self._transfers.begin_save(node)
+
+    def begin_read(self, adapter: Node) -> Transfer:
+        """File to host: the adapter gets host slots, named with :meth:`set_host_payload`; locked till the end.
+
+        Raises:
+            InvariantError: not an adapter, or it has host slots.
+        """
+        return self._transfers.begin_read(adapter)
+
+    def set_payload(self, node: Node, payload: Any) -> None:
+        """Name the device slots of a node that is being loaded."""
+        self._residency.name_device_slots(node, payload)
+
+    def set_host_payload(self, node: Node, payload: Any) -> None:
+        """Name the host slots of a node that is being saved or read."""
+        self._residency.name_host_slots(node, payload)
+
+    def end_transfer(self, id: int, ok: bool = True) -> Ended:
+        """The copy is complete (``ok``), or failed: then its nodes lose what they had gained.
+
+        Of a failed load the nodes leave the device again; of a failed save or read, the host. What was in
+        memory nowhere else leaves the tree. The caller frees the victims' slots (a payload is ``None`` if it
+        was never named).
+
+        Raises:
+            KeyError: no such transfer.
+            InvariantError: a failed load whose nodes others have locked, or have begun to build on, in the
+                meantime: bytes that nobody can vouch for are in use, and the server must stop.
+        """
+        return self._transfers.end(id, ok)
 
     # -- unload and reset -------------------------------------------------------------------------
 
@@ -221,47 +460,34 @@ class DependencyTree(TieredTree):
         """
         if adapter.kind != "adapter" or adapter is self.base:
             raise InvariantError(f"{adapter!r} cannot be unloaded")
-        waiting, self._orphans = self._orphans, []
-        host_waiting, self._host_orphans = self._host_orphans, []
-        waiting_size, self._orphan_size = self._orphan_size, 0
+        victims: list[Victim] = []
+        host_victims: list[HostVictim] = []
         if adapter.parent is not None and not adapter.doomed:
-            self.set_pinned(adapter, False)
-            del self.root.children[adapter.key]
-            adapter.doomed = True
-            self._doomed[adapter.id] = adapter
-            for node in reversed(list(self.walk(adapter))):
-                self._reap(node)
-            self._compact()
-        victims, host_victims = self.collect_doomed(), self.collect_doomed_host()
-        self._orphans, self._orphan_size, self._host_orphans = waiting, waiting_size, host_waiting
+            self._locks.set_pinned(adapter, False)
+            victims, host_victims = self._doomed.doom(adapter)
         left = sum(node.size for node in self.walk(adapter) if node.resident)
         return DroppedBranch(victims, left, host_victims)
 
     def has_doomed(self, key: str) -> bool:
         """Whether an unloaded version of ``key`` still holds slots that were not handed out."""
-        waiting = any(victim.key == key and victim.kind == "adapter" for victim in self._orphans)
-        return waiting or any(node.key == key for node in self._doomed.values())
+        waiting = any(victim.key == key and victim.kind == "adapter" for victim in self._doomed.victims)
+        return waiting or any(node.key == key for node in self._structure.doomed.values())
+
+    def collect_doomed(self) -> list[Victim]:
+        """What doomed branches gave up on the device since the last call; the caller frees the slots."""
+        return self._doomed.collect()
+
+    def collect_doomed_host(self) -> list[HostVictim]:
+        """What doomed branches gave up on the host since the last call; the caller frees the slots."""
+        return self._doomed.collect_host()
 
     def reset(self) -> None:
         """Forget everything but the base model's node; no victims: the caller clears both pools.
 
         Nodes handed out before are void: locking or unlocking one raises.
         """
-        for node in list(self.walk()):
-            node.locks = node.guard = 0
-            if node is not self.root and node is not self.base:
-                node.parent, node.payload, node.host_payload, node.transfer = None, None, None, None
-                node.resident = node.host = False
-        self.base.children, self.base.resident_children, self.base.host_children = {}, 0, 0
-        self.root.children, self.root.resident_children, self.root.host_children = {None: self.base}, 1, 1
-        self._doomed, self.transfers, self._guarded = {}, {}, {}
-        for candidates in (self._kv_candidates, self._adapter_candidates, self._host_candidates):
-            candidates.clear()
-        self._orphans, self._orphan_size, self._host_orphans = [], 0, []
-        self._kv_count = self._pinned_size = self.evictable_size = self.protected_size = 0
-        self.host_size = self.adapter_size = self.invalid_kv_size = 0
-        self.policy.on_reset()
+        self.parts.clear()
 
     def check(self, payload_slots: Callable[[Any], Iterable[int]] | None = None) -> None:
         """Walk the whole tree and raise :class:`InvariantError` at the first broken rule (:mod:`.checks`)."""
-        check_tree(self, payload_slots)
+        check_parts(self.parts, payload_slots)

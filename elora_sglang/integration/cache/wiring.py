@@ -25,7 +25,7 @@ from elora_sglang.core.actions import Load
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager, SwapSettings
-from elora_sglang.core.swapper import parts
+from elora_sglang.core.swapper import switches
 from elora_sglang.integration.cache import host_tier
 from elora_sglang.integration.cache.radix_cache import CacheParts, EloraRadixCache
 from elora_sglang.integration.plugin import config, verify
@@ -141,7 +141,7 @@ def build_manager(
             idle_watermark=settings.idle_watermark,
             swap_interval_s=settings.swap_interval,
             lora_share=settings.lora_share,
-            **parts(settings.without_terms),
+            **switches(settings.without_terms),
         ),
         costs=Costs.default() if tier is None else tier.costs,
     )

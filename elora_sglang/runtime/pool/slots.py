@@ -10,7 +10,7 @@ import torch
 
 
 class SlotPayloads:
-    """The tree's payload operations on slot tensors (see ``elora_sglang.core.tree.structure.PayloadOps``).
+    """The tree's payload operations on slot tensors (see ``elora_sglang.core.tree.payloads.PayloadOps``).
 
     Results own their memory: a view would keep the whole request's row alive for as long as one page of it is
     cached.

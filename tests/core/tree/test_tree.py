@@ -123,7 +123,7 @@ def test_eviction_takes_the_least_recently_used_leaf_first() -> None:
     for first in (1, 2, 3):
         tree.insert(tree.base, tokens(first, 0), None, (first * 10, first * 10 + 1), 2)
     tree.match(tree.base, tokens(1, 0))
-    tree.match(tree.base, tokens(2, 0), peek=True)  # looking is not using
+    tree.find(tree.base, tokens(2, 0))  # looking is not using
     assert [victim.key for victim in tree.evict(3)] == [2, 3]
 
 
@@ -131,9 +131,9 @@ def test_a_pinned_adapter_is_protected_until_it_is_unpinned() -> None:
     tree = make()
     a = resident(tree, "a", range(5), pinned=True)
     assert sizes(tree) == (0, 5) and tree.evict(1) == []
-    assert tree.pinned_size() == 5 and tree.pinned_size(excluding=a) == 0
+    assert tree.parts.locks.pinned_size == 5
     assert tree.register_adapter("a", 5, pinned=False) is a
-    assert sizes(tree) == (5, 0) and tree.pinned_size() == 0
+    assert sizes(tree) == (5, 0) and tree.parts.locks.pinned_size == 0
     assert [victim.key for victim in tree.evict(1)] == ["a"]
 
 
@@ -215,7 +215,7 @@ def test_reset_keeps_the_base_node_and_voids_all_others() -> None:
     tree.lock(node)
     tree.reset()
     assert tree.base is base and tree.adapters() == [base] and sizes(tree) == (0, 0) and tree.nodes == 1
-    assert len(tree._kv_candidates) == 0 and tree.evict(100) == []
+    assert len(tree.parts.order.kv) == 0 and tree.evict(100) == []
     with pytest.raises(InvariantError):
         tree.unlock(node)
     resident(tree, "a", range(7))  # even with another size
@@ -268,7 +268,7 @@ def test_old_heap_entries_never_outnumber_the_nodes() -> None:
             tree.insert(a, tokens(first), None, (first,), 1)
         tree.drop_branch(a)
         tree.check()
-    assert tree.nodes == 1 and len(tree._kv_candidates) <= 66
+    assert tree.nodes == 1 and len(tree.parts.order.kv) <= 66
 
 
 def test_render_shows_every_node() -> None:
@@ -284,5 +284,5 @@ def test_a_candidate_heap_gone_wrong_cannot_evict_what_is_locked() -> None:
     node = tree.insert(tree.base, tokens(1, 2), None, (3, 4), 2).node
     tree.lock(node)
     with pytest.raises(InvariantError, match="in use"):
-        tree._leave_device(node)
+        tree.parts.residency.give_up_device(node)
     assert sizes(tree) == (0, 2)

@@ -108,7 +108,7 @@ def transfer(world: World) -> Transfer:
 
 
 def lose_an_entry(world: World) -> None:
-    world.tree._kv_candidates._heap.clear()
+    world.tree.parts.order.kv._heap.clear()
 
 
 def forget_to_queue(world: World) -> None:
@@ -119,11 +119,11 @@ def forget_to_queue(world: World) -> None:
 def queue_too_high(world: World) -> None:
     leaf = next(iter(world.b.children.values()))
     leaf.queued = 10.0**6
-    world.tree._kv_candidates._heap.append((leaf.queued, leaf.id, leaf))
+    world.tree.parts.order.kv._heap.append((leaf.queued, leaf.id, leaf))
 
 
 def flood_the_heap(world: World) -> None:
-    world.tree._kv_candidates._heap.extend([(-1.0, 0, world.a)] * 200)
+    world.tree.parts.order.kv._heap.extend([(-1.0, 0, world.a)] * 200)
 
 
 def one_slot_two_owners(world: World) -> None:
@@ -131,7 +131,7 @@ def one_slot_two_owners(world: World) -> None:
 
 
 def lose_an_orphan(world: World) -> None:
-    world.tree._orphans.append(Victim(99, "kv", 1, (50, 51), 2))
+    world.tree.parts.doomed.victims.append(Victim(99, "kv", 1, (50, 51), 2))
 
 
 CORRUPTIONS: list[tuple[str, str, Callable[[World], None]]] = [
@@ -156,9 +156,9 @@ CORRUPTIONS: list[tuple[str, str, Callable[[World], None]]] = [
     ("I4", "not part of its transfer", lambda w: transfer(w).nodes.clear()),
     ("I4", "is not locked", lambda w: setattr(transfer(w), "anchor", w.b)),
     ("I4", "left while transfer", lambda w: transfer(w).nodes.append(w.lower)),
-    ("I2", "host_size", corrupt("tree.host_size", 0)),
-    ("I2", "adapter_size", corrupt("tree.adapter_size", 0)),
-    ("I2", "invalid_kv_size", corrupt("tree.invalid_kv_size", 2)),
+    ("I2", "host_size", corrupt("tree.parts.residency.host_size", 0)),
+    ("I2", "adapter_size", corrupt("tree.parts.residency.adapter_size", 0)),
+    ("I2", "invalid_kv_size", corrupt("tree.parts.residency.invalid_kv_size", 2)),
     ("I3", "belongs to node", corrupt("c.host_payload", (102, 101))),
     ("I1", "above it is not", lambda w: (corrupt("a.resident", False)(w), corrupt("a.payload", None)(w))[0]),
     ("I1", "whole pages", corrupt("lower.size", 3)),
@@ -166,12 +166,12 @@ CORRUPTIONS: list[tuple[str, str, Callable[[World], None]]] = [
     ("I1", "another key than its tokens", corrupt("lower.tokens", array("q", [9, 9]))),
     ("I4", "negative", corrupt("b.locks", -1)),
     ("I4", "fewer locks than its children", corrupt("upper.locks", 0)),
-    ("I2", "evictable_size", corrupt("tree.evictable_size", lambda size: size + 1)),
-    ("I2", "protected_size", corrupt("tree.protected_size", lambda size: size - 1)),
+    ("I2", "evictable_size", corrupt("tree.parts.residency.evictable_size", lambda size: size + 1)),
+    ("I2", "protected_size", corrupt("tree.parts.residency.protected_size", lambda size: size - 1)),
     ("I2", "evictable_size", corrupt("b.pinned", True)),
-    ("I2", "pinned_size", corrupt("tree._pinned_size", 7)),
+    ("I2", "pinned_size", corrupt("tree.parts.locks.pinned_size", 7)),
     ("I2", "uncollected victims", lose_an_orphan),
-    ("I2", "number of KV nodes", corrupt("tree._kv_count", 0)),
+    ("I2", "number of KV nodes", corrupt("tree.parts.structure.kv_count", 0)),
     ("candidates", "believes it is queued", lose_an_entry),
     ("candidates", "could be evicted, but has no entry", forget_to_queue),
     ("candidates", "above", queue_too_high),

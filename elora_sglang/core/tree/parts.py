@@ -1,0 +1,65 @@
+"""The parts of a tree, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elora_sglang.core.tree.doomed import DoomedBranches
+from elora_sglang.core.tree.eviction import Eviction
+from elora_sglang.core.tree.guards import Guards
+from elora_sglang.core.tree.locks import Locks
+from elora_sglang.core.tree.node import Node
+from elora_sglang.core.tree.order import EvictionOrder
+from elora_sglang.core.tree.payloads import PayloadOps
+from elora_sglang.core.tree.ranking import Ranking
+from elora_sglang.core.tree.residency import Residency
+from elora_sglang.core.tree.structure import Structure
+from elora_sglang.core.tree.transfers import Transfers
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One of each. A part is given the ones that it calls, which are all above it in this list."""
+
+    ranking: Ranking
+    structure: Structure
+    order: EvictionOrder
+    residency: Residency
+    doomed: DoomedBranches
+    locks: Locks
+    guards: Guards
+    transfers: Transfers
+    eviction: Eviction
+
+    @classmethod
+    def build(cls, page_size: int, ranking: Ranking, payloads: PayloadOps) -> Parts:
+        """The parts of an empty tree."""
+        structure = Structure(page_size)
+        order = EvictionOrder(structure, ranking)
+        residency = Residency(structure, ranking, payloads, order)
+        doomed = DoomedBranches(structure, residency, order)
+        locks = Locks(structure, residency, order, doomed)
+        guards = Guards(structure, order)
+        transfers = Transfers(structure, residency, locks, doomed, order)
+        eviction = Eviction(residency, order, doomed, transfers)
+        return cls(ranking, structure, order, residency, doomed, locks, guards, transfers, eviction)
+
+    def split(self, lower: Node, at: int) -> Node:
+        """Cut KV ``lower`` after its first ``at`` tokens; a new node, which is returned, takes them."""
+        upper = self.structure.split(lower, at)
+        self.residency.split(upper, lower, at)
+        self.transfers.split(upper, lower)
+        self.guards.split(upper, lower)
+        self.ranking.on_split(upper, lower)
+        return upper
+
+    def clear(self) -> None:
+        """Forget everything but the base model's node."""
+        self.order.clear()
+        self.structure.clear()
+        self.residency.clear()
+        self.doomed.clear()
+        self.locks.clear()
+        self.guards.clear()
+        self.transfers.clear()
+        self.ranking.on_reset()
