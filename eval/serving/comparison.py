@@ -1,4 +1,4 @@
-"""One comparison from the link to the last cell: tuning, capacity, interleaved repeats, ablations."""
+"""Systems side by side on chat that is as much as each baseline can bear: tuning, capacity, repeats, ablations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
-from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
-from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval.serving import chat, launch, player
+from elora_sglang.eval.serving import evaluation_model as model
+from elora_sglang.eval.serving.testbed import Testbed
+from elora_sglang.eval.support.reporting import progress
+from elora_sglang.eval.workloads.model import tokens
 from elora_sglang.integration.plugin.config import TERMS
 
 TUNING_LOAD = 0.7
@@ -22,18 +22,28 @@ ABLATION_LOAD = 0.8
 #: Systems whose own capacity loads are shares of; and those that are not measured at a stronger one's.
 BASES, HOSTLESS = ("stock", "hicache"), ("stock", "stock-overlap")
 ABLATIONS_AT_ONCE = 4
+#: Turns of every live session in a measurement of capacity.
+CAPACITY_TURNS = 2
+SETTLE_S, QUICK_SETTLE_S = 3.0, 1.5  # seconds after a change of the rate that are not measured
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one comparison measures. Tokens are KV tokens; seconds per cell."""
+    """What one comparison measures.
+
+    Attributes:
+        names: systems.
+        factors: working sets over the device memory.
+        loads: shares of a baseline's own capacity.
+        repeats: seeds.
+        warmup: seconds in which the live sessions come in; None: as prefilling their histories takes.
+        seconds, tuning_seconds: of a cell.
+        seed: of all.
+        quick: fewer settings are tried.
+        ablate: whether ``elora`` without each of its parts is measured, too.
+    """
 
     names: tuple[str, ...]
-    folder: Path
-    state: Path
-    device_tokens: int
-    host_tokens: int
-    running: int
     factors: tuple[float, ...]
     loads: tuple[float, ...]
     repeats: int
@@ -43,9 +53,11 @@ class Settings:
     seed: int
     quick: bool
     ablate: bool
-    link: str
-    ranks: tuple[int, ...]
-    gpu: profile.Profile
+
+
+def adapter_tokens(ranks: Sequence[int]) -> float:
+    """KV tokens that weigh as much as a mean adapter of these LoRA ranks."""
+    return statistics.fmean(model.adapter_bytes(rank) for rank in ranks) / model.KV_BYTES_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -59,59 +71,49 @@ class Load:
 
 @dataclass
 class Comparison:
-    """Runs what is missing, returns cells."""
+    """Runs what is missing, returns cells. ``bed``: prepared, and closed in the end, by the caller."""
 
     settings: Settings
-    state: State = field(init=False)
-    ground: Ground = field(init=False)
-    chosen: dict[str, dict[str, systems.System]] = field(default_factory=dict)
+    bed: Testbed
+    chosen: dict[str, dict[str, launch.System]] = field(default_factory=dict)
     capacities: dict[str, float] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        s = self.settings
-        sizes = [model.adapter_bytes(r) for r in s.ranks]
-        self.adapter_tokens = chat.mean_adapter_tokens(sizes, model.KV_BYTES_PER_TOKEN)
-        most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
-        self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most, s.ranks)
-        self.state = State(s.state)
-        self.ground = Ground("live", s.folder, self.state, self.budget, s.link, s.gpu)
-
-    @property
-    def fleet(self) -> runner.Fleet:
-        """The servers."""
-        return self.ground.fleet
-
-    def _sweep(self, name: str) -> tuple[float, ...]:
-        return systems.sweep(name, self.budget, quick=self.settings.quick)
-
-    def workload(self, seed: str, factor: float) -> chat.Workload:
+    def lanes(self, seed: str, factor: float) -> player.Lanes:
         """The traffic of a seed for a working set of ``factor`` times the device memory."""
-        wanted = int(factor * self.settings.device_tokens)
-        return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.ground.vocab)
+        wanted = int(factor * self.bed.budget.device_tokens)
+        return chat.generate(f"{self.settings.seed}/{seed}", wanted, adapter_tokens(self.bed.budget.ranks))
 
-    def spread(self, work: chat.Workload) -> float:
+    def spread(self, lanes: player.Lanes) -> float:
         """Seconds in which the sessions alive at the start come in, their histories unknown to any cache."""
-        cold = len(work.lanes) * work.mean_prompt_tokens * self.ground.prefill_s / COLD_LOAD
+        cold = sum(tokens(lane[0].turns[0].new) for lane in lanes) * self.bed.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
-    def tune(self, factor: float) -> dict[str, systems.System]:
+    def _key(self, *parts: object) -> tuple[object, ...]:
+        s, budget = self.settings, self.bed.budget
+        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.bed.link_gbps:.4f}"
+        return (*parts, f"{memory}/{s.seed}/{s.warmup}/{'+'.join(map(str, budget.ranks))}")
+
+    def _start_missing(self, keys: dict[str, list[tuple[object, ...]]], group: list[launch.System]) -> None:
+        """Start, at the same time, the servers of the group that have a cell to measure."""
+        have = self.bed.state.has
+        self.bed.want([one for one in group if not all(have(*key) for key in keys[one.key])])
+
+    def tune(self, factor: float) -> dict[str, launch.System]:
         """The best setting of every system that has one, for this working set, on a seed that is reported nowhere.
 
         Baselines whose capacity loads are shares of are tuned at a share of their own, the others at the last one's.
         """
-        s = self.settings
-        chosen: dict[str, systems.System] = {}
+        s, top = self.settings, 0.0
+        chosen: dict[str, launch.System] = {}
         for name in sorted(s.names, key=lambda name: name not in BASES):
-            sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
-            if name == "stock-overlap":
-                sweep = (chosen["stock"].setting,)  # the same buffers, filled in another way
-            candidates = [self.ground.make(name, setting) for setting in sweep]
+            candidates = self.bed.candidates(name, quick=s.quick)
+            if name == "stock-overlap":  # the same buffers, filled in another way
+                candidates = [self.bed.system(name, chosen["stock"].setting)]
             if name in BASES:
-                if not self.state.has(*self._capacity_key(candidates[0], factor, "tuning")):
-                    self.fleet.want(candidates)
+                self._start_missing({c.key: [self._capacity_key(c, factor, "tuning")] for c in candidates}, candidates)
                 top = self._capacity(candidates[0], factor, "tuning")
-            chosen[name] = self._choose(name, candidates, TUNING_LOAD * top, factor)
+            chosen[name] = self._choose(candidates, TUNING_LOAD * top, factor)
             if name in BASES:
                 # The quick run takes what it knows already; the other seeds of the full one may differ a little.
                 known = s.quick and chosen[name] is candidates[0]
@@ -119,69 +121,58 @@ class Comparison:
                 self.capacities[f"{factor:g}x {name}"] = self._capacity(chosen[name], factor, seed)
         return chosen
 
-    def _capacity_key(self, system: systems.System, factor: float, seed: str) -> tuple[object, ...]:
-        return ("capacity", system.key, seed, factor, self._digest())
+    def _capacity_key(self, system: launch.System, factor: float, seed: str) -> tuple[object, ...]:
+        return self._key("capacity", system.key, seed, factor)
 
-    def _capacity(self, system: systems.System, factor: float, seed: str) -> float:
-        """Turns a second that a system can do with this working set."""
+    def _capacity(self, system: launch.System, factor: float, seed: str) -> float:
+        """Turns a second, with this working set, when every live session sends its next turn at once.
+
+        Not the answers of a fixed time: a server that lets the sessions of few adapters go round and round, while the
+        others wait, would seem to do twice of what it can.
+        """
 
         def measure() -> dict[str, Any]:
-            self.fleet.want([system])
-            work = self.workload(f"{self.settings.seed}/{seed}", factor)
-            server = self.fleet.servers[system.key]
-            found = capacity.capacity(server, work, seed=seed, vocab=self.ground.vocab)
-            reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
+            live, lanes = self.bed.server(system), self.lanes(seed, factor)
+            names = model.names(self.bed.budget.adapters)
+            with live.awake():
+                live.flush()
+                answers, seconds = player.burst(
+                    live.url, lanes, names, vocab=self.bed.vocab, turns=CAPACITY_TURNS
+                )
+            found = {"capacity": len(answers) / seconds, "turns": len(answers), "seconds": seconds}
+            progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
             return found
 
-        return float(self.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
+        return float(self.bed.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
 
-    def _tune_key(self, system: systems.System, factor: float, rate: float) -> tuple[object, ...]:
-        return ("tune", system.key, factor, self.settings.tuning_seconds, f"{rate:.4f}", self._digest())
+    def _choose(self, candidates: list[launch.System], rate: float, factor: float) -> launch.System:
+        steps = [player.Step(rate, self.settings.tuning_seconds)]
+        keys = {
+            one.key: self._key("tune", one.key, factor, steps[0].seconds, f"{rate:.4f}") for one in candidates
+        }
+        if len(candidates) > 1:
+            self._start_missing({name: [key] for name, key in keys.items()}, candidates)
 
-    def _digest(self) -> str:
-        s = self.settings
-        ranks = "+".join(map(str, s.ranks))
-        return f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.ground.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
+        def mean_ttft(one: launch.System) -> float:
+            (cell,) = self._cells(keys[one.key], one, self.lanes("tuning", factor), steps)
+            mean = float(cell["summary"]["ttft_mean"])
+            entry = {"system": one.name, "factor": factor, "setting": one.setting, "ttft_mean": mean}
+            kept = {key: value for key, value in cell["summary"].items() if key == "invalid_kv"}
+            self.tuning.append(entry | kept)
+            progress(f"tuning: {one.key} mean TTFT {1000 * mean:.0f} ms")
+            return mean
 
-    def _choose(
-        self, name: str, candidates: Sequence[systems.System], rate: float, factor: float
-    ) -> systems.System:
-        if len(candidates) == 1:
-            return candidates[0]
-        s = self.settings
-        keys = [self._tune_key(candidate, factor, rate) for candidate in candidates]
-        self.fleet.want([c for c, key in zip(candidates, keys, strict=True) if not self.state.has(*key)])
-        work = self.workload(f"{s.seed}/tuning", factor)
-        best: tuple[float, systems.System] | None = None
-        for candidate, key in zip(candidates, keys, strict=True):
-            steps = [drive.Step(rate, s.tuning_seconds)]
-            (cell,) = self.state.cell(key, partial(self._measure, candidate, work, steps, "tuning", 0))
-            mean = cell["summary"]["ttft_mean"]
-            entry = {"system": name, "factor": factor, "setting": candidate.setting, "ttft_mean": mean}
-            if "invalid_kv" in cell["summary"]:
-                entry["invalid_kv"] = cell["summary"]["invalid_kv"]
-            self.tuning.append(entry)
-            reporting.progress(f"tuning: {candidate.key} mean TTFT {1000 * mean:.0f} ms")
-            if best is None or mean < best[0]:
-                best = (mean, candidate)
-        assert best is not None
-        self.fleet.drop([c.key for c in candidates if c.key != best[1].key])
-        return best[1]
+        return self.bed.best(candidates, mean_ttft)
 
-    def _measure(
-        self, system: systems.System, work: chat.Workload, steps: list[drive.Step], seed: str, repeat: int
+    def _cells(
+        self, key: Sequence[object], system: launch.System, lanes: player.Lanes, steps: list[player.Step]
     ) -> list[dict[str, Any]]:
-        self.fleet.want([system])
-        return runner.measure(
-            self.fleet.servers[system.key],
-            work,
-            steps=steps,
-            spread=self.spread(work),
-            seed=seed,
-            vocab=self.ground.vocab,
-            repeat=repeat,
-            settle=runner.QUICK_SETTLE if self.settings.quick else runner.SETTLE,
+        settle = QUICK_SETTLE_S if self.settings.quick else SETTLE_S
+        measure = partial(
+            self.bed.measure, system, lanes, steps, spread=self.spread(lanes), settle=settle
         )
+        found: list[dict[str, Any]] = self.bed.state.cell(key, measure)
+        return found
 
     def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
         """The loads of this working set, the lightest first."""
@@ -195,47 +186,44 @@ class Comparison:
         for factor in self.settings.factors:
             chosen = self.chosen[f"{factor:g}x"] = self.tune(factor)
             group = [chosen[name] for name in self.settings.names]
-            self.fleet.keep([system.key for system in group])
-            found += self._grid(group, factor, self.loads(factor, self.settings.loads), {})
+            self.bed.keep(group)
+            found += self._grid(group, factor, self.loads(factor, self.settings.loads))
         return found
 
     def _grid(
-        self, group: Sequence[systems.System], factor: float, loads: Sequence[Load], labels: dict[str, str]
+        self, group: list[launch.System], factor: float, loads: Sequence[Load], beside: str = ""
     ) -> list[dict[str, Any]]:
+        """``beside``: a label of the group's first, which is measured again in each group of ablations."""
         s, found = self.settings, []
-
-        def mine(system: systems.System) -> list[Load]:
-            # Systems without a host tier would only drown in what one with it can do.
-            return [load for load in loads if load.of == "stock" or system.name not in HOSTLESS]
-
-        def key(system: systems.System, repeat: int) -> tuple[object, ...]:
-            rates = "+".join(f"{load.rate:.4f}" for load in mine(system))
-            named = (labels.get(system.key, ""), system.key, factor, rates)
-            return ("cell", *named, repeat, s.seconds, self._digest())
-
-        self.fleet.want(
-            [m for m in group if not all(self.state.has(*key(m, repeat)) for repeat in range(s.repeats))]
-        )
+        labels = {one.key: one.name for one in group} | ({group[0].key: beside} if beside else {})
+        # Systems without a host tier would only drown in what one with it can do.
+        mine = {
+            one.key: [load for load in loads if load.of == "stock" or one.name not in HOSTLESS] for one in group
+        }
+        steps = {name: [player.Step(load.rate, s.seconds) for load in of] for name, of in mine.items()}
+        keys = {
+            one.key: [
+                self._key(
+                    "cell", beside, one.key, factor, "+".join(f"{step.rate:.4f}" for step in steps[one.key]),
+                    repeat, s.seconds,
+                )
+                for repeat in range(s.repeats)
+            ]
+            for one in group
+        }  # fmt: skip
+        self._start_missing(keys, group)
         for repeat in range(s.repeats):
-            seed = f"{s.seed}/{repeat}"
-            work = self.workload(seed, factor)
-            for system in (*group[repeat % len(group) :], *group[: repeat % len(group)]):
-                label = labels.get(system.key) or system.name
-                steps = [drive.Step(load.rate, s.seconds) for load in mine(system)]
-                cells = self.state.cell(
-                    key(system, repeat), partial(self._measure, system, work, steps, seed, repeat)
-                )
-                found += [
-                    cell | {"name": label, "factor": factor, "load": load.share, "of": load.of}
-                    for cell, load in zip(cells, mine(system), strict=True)
-                ]
-                means = ", ".join(
-                    f"{1000 * cell['summary']['ttft_mean']:.0f} at {step.rate:.2f}/s"
-                    for cell, step in zip(cells, steps, strict=True)
-                )
-                reporting.progress(
-                    f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {label} mean TTFT ms: {means}"
-                )
+            lanes = self.lanes(str(repeat), factor)
+            for one in rotated(group, repeat):
+                cells = self._cells(keys[one.key][repeat], one, lanes, steps[one.key])
+                for cell, load in zip(cells, mine[one.key], strict=True):
+                    place = {"factor": factor, "load": load.share, "of": load.of}
+                    found.append(cell | {"name": labels[one.key], "repeat": repeat} | place)
+                    mean = 1000 * cell["summary"]["ttft_mean"]
+                    progress(
+                        f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {labels[one.key]} at {load.rate:.2f}/s: "
+                        f"mean TTFT {mean:.0f} ms"
+                    )
         return found
 
     def ablations(self) -> list[dict[str, Any]]:
@@ -243,30 +231,20 @@ class Comparison:
         factor = self.settings.factors[-1]
         loads = self.loads(factor, (ABLATION_LOAD,))[-1:]
         terms, found = list(TERMS), []
-        plain = self.ground.make("elora")
-        self.fleet.keep([plain.key])
+        plain = self.bed.system("elora")
         for start in range(0, len(terms), ABLATIONS_AT_ONCE):
-            group, labels = [plain], {plain.key: f"elora#{start}"}
-            for term in terms[start : start + ABLATIONS_AT_ONCE]:
-                made = self.ground.make("elora", None, [term])
-                made = systems.System(f"elora-without-{term}", None, made.flags)
-                group.append(made)
-                labels[made.key] = made.name
-            found += self._grid(group, factor, loads, labels)
-            self.fleet.drop([system.key for system in group[1:]])
+            self.bed.keep([plain])
+            some = terms[start : start + ABLATIONS_AT_ONCE]
+            group = [plain, *(self.bed.system("elora", None, [term]) for term in some)]
+            found += self._grid(group, factor, loads, f"elora#{start}")
         return found
 
     def run(self) -> dict[str, Any]:
-        """Everything; servers are ended whatever happens."""
-        self.ground.prepare()
-        try:
-            cells = self.cells()
-            ablations = self.ablations() if self.settings.ablate else []
-        finally:
-            self.fleet.end()
+        """Everything."""
+        cells = self.cells()
         return {
             "cells": cells,
-            "ablations": ablations,
+            "ablations": self.ablations() if self.settings.ablate else [],
             "tuning": self.tuning,
             "chosen": {
                 factor: {
@@ -275,26 +253,12 @@ class Comparison:
                 for factor, chosen in self.chosen.items()
             },
             "capacities": self.capacities,
-            "link_gbps": self.ground.link_gbps,
-            "prefill_s_per_token": self.ground.prefill_s,
-            "profile": asdict(self.settings.gpu),
-            "budget": asdict(self.budget),
-            "settings": {
-                key: getattr(self.settings, key)
-                for key in (
-                    "factors",
-                    "loads",
-                    "repeats",
-                    "warmup",
-                    "seconds",
-                    "tuning_seconds",
-                    "seed",
-                    "quick",
-                )
-            },
+            "settings": asdict(self.settings),
+            **self.bed.about(),
         }
 
 
-def mean_of(cells: Sequence[dict[str, Any]], key: str) -> float:
-    """Mean of a figure over repeats."""
-    return statistics.fmean(float(cell["summary"][key]) for cell in cells)
+def rotated(group: Sequence[Any], repeat: int) -> list[Any]:
+    """Who is measured first changes with the repeat."""
+    first = repeat % len(group)
+    return [*group[first:], *group[:first]]
