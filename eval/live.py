@@ -17,10 +17,11 @@ import signal
 from dataclasses import asdict
 from pathlib import Path
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import server
 from elora_sglang.eval.serving import comparison, model, profile, report, scaled, sweep, systems
 from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.state import State
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
 
@@ -153,13 +154,11 @@ def _sweep(args: argparse.Namespace) -> int:
         tables.append(reporting.Table(what, ["system", "peak", "too much"], found))
     if cells:
         what = f"{args.workload}: TTFT over rate, {seconds:g} s a run, {args.adapters} adapters"
-        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells)))
-    first, *more = tables
+        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells), "ttft-over-rate"))
     return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=[],
-        data={
+        args, tables, [],
+        {
             "title": f"Live servers on {args.workload}",
-            "tables": [asdict(table) for table in tables],
             "cells": cells,
             "peaks": {name: asdict(one) for name, one in peaks.items()},
             "chosen": {name: one.setting for name, one in run.chosen.items()},
@@ -182,11 +181,5 @@ def run(args: argparse.Namespace) -> int:
         data = comparison.Comparison(chosen).run()
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"live: {error}") from error
-    return reporting.finish(
-        args,
-        title=report.title(chosen, data),
-        header=report.HEADER,
-        rows=report.rows(data),
-        aims=report.aims(data),
-        data=report.plain(data),
-    )
+    table = reporting.Table(report.title(chosen, data), report.HEADER, report.rows(data))
+    return reporting.finish(args, [table], report.aims(data), report.plain(data))

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
 from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.state import State
 from elora_sglang.integration.plugin.config import TERMS
 
 TUNING_LOAD = 0.7

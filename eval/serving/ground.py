@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import server
 from elora_sglang.eval.serving import model, profile, runner, systems
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.state import State
 
 
 class Ground:

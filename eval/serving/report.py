@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from elora_sglang.core.policies.base import LORA_SHARE
-from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.systems import STOCK
+from elora_sglang.eval.support import reporting
 
 HEADER = (
     "working set, load, system",

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import server
 from elora_sglang.eval.serving import drive, model
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.chat import Workload
 from elora_sglang.eval.serving.systems import STOCK, Budget, System, require_hooks
+from elora_sglang.eval.support import reporting
 
 BOOTS_AT_ONCE = 2
 SETTLE, QUICK_SETTLE = 3.0, 1.5  # seconds after a change of the rate that are not measured

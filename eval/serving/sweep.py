@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import player, scaled, systems
 from elora_sglang.eval.serving.ground import Ground
 from elora_sglang.eval.sim import peak
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.workloads import transforms
 
 #: Seconds before a run in which its sessions under way began.
