@@ -21,8 +21,9 @@ from tqdm import tqdm
 from elora_sglang.core import trace
 from elora_sglang.eval import calibrate
 from elora_sglang.eval.baselines.record import ENV_RECORD
-from elora_sglang.eval.serving import model, player, profile, scaled, systems
-from elora_sglang.eval.serving.ground import Ground
+from elora_sglang.eval.serving import model, player, scaled, systems
+from elora_sglang.eval.serving.ground import GPU, Ground
+from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import recorded
 from elora_sglang.eval.sim import systems as simulated
 from elora_sglang.eval.sim.machine import Machine
@@ -57,7 +58,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--model", type=Path, help="folder of the evaluation model (default: model/ in --state)")
     add("--link-gbps", default="auto", help="emulated link, GB/s each way (default: as `live`)")
-    add("--profile", default=profile.DEFAULT, help="GPU profile of the link (default %(default)s)")
+    add("--profile", default=GPU, help="GPU profile of the link (default %(default)s)")
     add("--seed", type=int, default=1)
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -191,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     )
     state = State(args.state.absolute())
     folder = (args.model or state.folder / "model").absolute()
-    ground = Ground("fidelity", folder, state, budget, args.link_gbps, profile.load(args.profile))
+    ground = Ground("fidelity", folder, state, budget, args.link_gbps, machines.load(args.profile))
     work = scaled.workload(
         args.workload,
         rate=args.rate,

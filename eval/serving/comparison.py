@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
+from elora_sglang.eval.serving import capacity, chat, drive, model, runner, systems
 from elora_sglang.eval.serving.ground import Ground
+from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.support import reporting
 from elora_sglang.eval.support.state import State
 from elora_sglang.integration.plugin.config import TERMS
@@ -45,7 +46,7 @@ class Settings:
     ablate: bool
     link: str
     ranks: tuple[int, ...]
-    gpu: profile.Profile
+    gpu: Machine
 
 
 @dataclass(frozen=True)

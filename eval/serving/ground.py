@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval import server
-from elora_sglang.eval.serving import model, profile, runner, systems
+from elora_sglang.eval.serving import model, runner, systems
+from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.support import reporting
 from elora_sglang.eval.support.state import State
+
+#: Profile whose proportions an emulated link has, if no other is named.
+GPU = "h200-llama-8b"
 
 
 class Ground:
@@ -23,7 +27,7 @@ class Ground:
         state: cells of the run.
         budget: memory and adapters.
         link: GB/s each way as text, or "auto" for the profile's link-to-compute ratio.
-        gpu: the profile.
+        gpu: whose proportions the link has.
 
     Attributes:
         vocab: size of the model's vocabulary.
@@ -39,7 +43,7 @@ class Ground:
         state: State,
         budget: systems.Budget,
         link: str,
-        gpu: profile.Profile,
+        gpu: Machine,
     ) -> None:
         self.command, self.folder, self.state, self.budget = command, folder, state, budget
         self._link, self._gpu = link, gpu
