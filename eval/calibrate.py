@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from elora_sglang.eval import client, reporting
+from elora_sglang.eval import client
 from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.support import reporting
 
 #: Prompt lengths, batch sizes and answer lengths that are measured.
 PROMPTS, BATCHES, ANSWER = (64, 256, 1024, 2048), (1, 2, 4, 8), 48
@@ -268,11 +269,5 @@ def run(args: argparse.Namespace) -> int:
         ["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"],
     ]
     reporting.progress(f"wrote {args.out}")
-    return reporting.finish(
-        args,
-        title=machine.name,
-        header=["", ""],
-        rows=rows,
-        aims=[],
-        data={"profile": json.loads(machine.to_json())},
-    )
+    shown = [reporting.Table(machine.name, ["", ""], rows)]
+    return reporting.finish(args, shown, [], {"profile": json.loads(machine.to_json())})

@@ -19,15 +19,17 @@ from typing import Any
 from tqdm import tqdm
 
 from elora_sglang.core import trace
-from elora_sglang.eval import calibrate, reporting
+from elora_sglang.eval import calibrate
 from elora_sglang.eval.baselines.record import ENV_RECORD
-from elora_sglang.eval.serving import model, player, profile, scaled, systems
-from elora_sglang.eval.serving.ground import Ground
+from elora_sglang.eval.serving import model, player, scaled, systems
+from elora_sglang.eval.serving.ground import GPU, Ground
+from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import recorded
 from elora_sglang.eval.sim import systems as simulated
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.run import simulate
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.state import State
 from elora_sglang.eval.workloads.model import Workload
 
 #: Live systems and what simulates them: HiCache is started without overlapped adapter loading, as `live` does.
@@ -56,7 +58,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--model", type=Path, help="folder of the evaluation model (default: model/ in --state)")
     add("--link-gbps", default="auto", help="emulated link, GB/s each way (default: as `live`)")
-    add("--profile", default=profile.DEFAULT, help="GPU profile of the link (default %(default)s)")
+    add("--profile", default=GPU, help="GPU profile of the link (default %(default)s)")
     add("--seed", type=int, default=1)
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -190,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     )
     state = State(args.state.absolute())
     folder = (args.model or state.folder / "model").absolute()
-    ground = Ground("fidelity", folder, state, budget, args.link_gbps, profile.load(args.profile))
+    ground = Ground("fidelity", folder, state, budget, args.link_gbps, machines.load(args.profile))
     work = scaled.workload(
         args.workload,
         rate=args.rate,
@@ -216,12 +218,10 @@ def run(args: argparse.Namespace) -> int:
         reporting.Table(f"{args.workload}: predicted from the workload alone", PREDICTED, predictions(found)),
         reporting.Table("Hits, given the recorded order of events", ORDERED, orders(found)),
     ]
-    first, *more = tables
     return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=aims(found),
-        data={
+        args, tables, aims(found),
+        {
             "title": "The simulator beside live servers",
-            "tables": [asdict(table) for table in tables],
             "fidelity": found, "budget": asdict(budget), "link_gbps": ground.link_gbps,
             "workload": {"name": args.workload, "rate": args.rate, "seconds": args.seconds, "seed": args.seed},
         },

@@ -17,10 +17,12 @@ import signal
 from dataclasses import asdict
 from pathlib import Path
 
-from elora_sglang.eval import reporting, server
-from elora_sglang.eval.serving import comparison, model, profile, report, scaled, sweep, systems
-from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval import server
+from elora_sglang.eval.serving import comparison, model, report, scaled, sweep, systems
+from elora_sglang.eval.serving.ground import GPU, Ground
+from elora_sglang.eval.sim import machine as machines
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.state import State
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
 
@@ -52,7 +54,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="auto",
         help="emulated link, GB/s each way; auto: the GPU profile's link-to-compute ratio; 0: none (default auto)",
     )
-    add("--profile", default=profile.DEFAULT, help="GPU profile by name or file (default %(default)s)")
+    add("--profile", default=GPU, help="GPU profile by name or file (default %(default)s)")
     add(
         "--state", type=Path, default=Path(".eval-live"), help="folder of finished cells (default .eval-live)"
     )
@@ -117,7 +119,7 @@ def settings(args: argparse.Namespace) -> comparison.Settings:
         ablate=args.ablate,
         link=args.link_gbps,
         ranks=tuple(int(rank) for rank in _numbers(args.ranks, model.RANKS)),
-        gpu=profile.load(args.profile),
+        gpu=machines.load(args.profile),
     )
 
 
@@ -131,7 +133,7 @@ def _sweep(args: argparse.Namespace) -> int:
     budget = systems.Budget(device, args.host_tokens or 3 * device, args.running, args.adapters, ranks)
     state = State(args.state.absolute())
     folder = (args.model or state.folder / "model").absolute()
-    ground = Ground("live", folder, state, budget, args.link_gbps, profile.load(args.profile))
+    ground = Ground("live", folder, state, budget, args.link_gbps, machines.load(args.profile))
     seconds = args.seconds or (30.0 if args.quick else 60.0)
     run = sweep.Sweep(ground, names, args.workload, seconds, args.repeats or 1, args.limit, args.seed)
     try:
@@ -153,13 +155,11 @@ def _sweep(args: argparse.Namespace) -> int:
         tables.append(reporting.Table(what, ["system", "peak", "too much"], found))
     if cells:
         what = f"{args.workload}: TTFT over rate, {seconds:g} s a run, {args.adapters} adapters"
-        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells)))
-    first, *more = tables
+        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells), "ttft-over-rate"))
     return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=[],
-        data={
+        args, tables, [],
+        {
             "title": f"Live servers on {args.workload}",
-            "tables": [asdict(table) for table in tables],
             "cells": cells,
             "peaks": {name: asdict(one) for name, one in peaks.items()},
             "chosen": {name: one.setting for name, one in run.chosen.items()},
@@ -182,11 +182,5 @@ def run(args: argparse.Namespace) -> int:
         data = comparison.Comparison(chosen).run()
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"live: {error}") from error
-    return reporting.finish(
-        args,
-        title=report.title(chosen, data),
-        header=report.HEADER,
-        rows=report.rows(data),
-        aims=report.aims(data),
-        data=report.plain(data),
-    )
+    table = reporting.Table(report.title(chosen, data), report.HEADER, report.rows(data))
+    return reporting.finish(args, [table], report.aims(data), report.plain(data))

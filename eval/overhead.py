@@ -22,8 +22,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from elora_sglang.eval import client, reporting, server
+from elora_sglang.eval import client, server
 from elora_sglang.eval.fair import adapters_for_stock
+from elora_sglang.eval.support import reporting
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -140,14 +141,16 @@ def run(args: argparse.Namespace) -> int:
         rows.append([label, f"{stock_ms:.1f}", f"{elora_ms:.1f}", f"{mean:.3f}", f"{low:.3f} to {high:.3f}"])
         aims.append(reporting.Aim(f"{label} ratio, upper end of the 95 % interval", high, 1.05, high <= 1.05))
     aims.append(reporting.Aim("answers that differ from stock", differing, 0, differing == 0))
+    title = (
+        f"--elora against stock, nothing short: {args.pairs} pairs of {args.sessions * args.turns} requests, "
+        f"{compared} answers compared"
+    )
+    table = reporting.Table(title, ["", "stock ms", "elora ms", "ratio", "95 % interval"], rows)
     return reporting.finish(
         args,
-        title=f"--elora against stock, nothing short: {args.pairs} pairs of {args.sessions * args.turns} requests, "
-        f"{compared} answers compared",
-        header=["", "stock ms", "elora ms", "ratio", "95 % interval"],
-        rows=rows,
-        aims=aims,
-        data={
+        [table],
+        aims,
+        {
             "seed": args.seed,
             "pairs": args.pairs,
             "seconds": seen,

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval.support import reporting
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import server
 from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.gpu.timing import hardware
 from elora_sglang.eval.serving import player
 from elora_sglang.eval.serving.model import name
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.workloads import create
 
 #: As the paper's set-up and sglang#13349 have them.

@@ -59,13 +59,14 @@ class Section:
 def section(name: str, data: dict[str, Any]) -> Section:
     """The section of one run's JSON. ``name``: of its file; figures are named after it."""
     simulated = "sizes" in data
-    if "tables" in data:
-        parts = list(_tables(name, data))
-    else:
+    live_chat = "capacities" in data
+    if simulated or live_chat:
         parts = list(_simulated(name, data) if simulated else _live(name, data))
+    else:
+        parts = list(_tables(name, data))
     made = data.get("run", {})
     about = [f"{key}: {value}" for key, value in made.items()]
-    if "tables" in data:
+    if not simulated and not live_chat:
         title = data.get("title", "Tables")
     elif simulated:
         work = data["workload"]

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from elora_sglang.eval.reporting import Table
 from elora_sglang.eval.reproduction import claims, gap
 from elora_sglang.eval.reproduction.claims import Results, mean_ttft
 from elora_sglang.eval.sim.systems import WITHOUT
+from elora_sglang.eval.support.reporting import Table
 
 
 def tables(results: Results) -> Iterator[Table]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from elora_sglang.core.policies.base import LORA_SHARE
-from elora_sglang.eval import reporting
 from elora_sglang.eval.serving import statistics as figures
 from elora_sglang.eval.serving.systems import STOCK
+from elora_sglang.eval.support import reporting
 
 HEADER = (
     "working set, load, system",
@@ -46,7 +46,7 @@ def title(settings: Any, data: dict[str, Any]) -> str:
         f"chat, {settings.repeats} interleaved repeats of {settings.seconds:g} s a load, after a warm-up: device "
         f"{budget['device_tokens']} and host {budget['host_tokens']} KV tokens for each, "
         f"{budget['adapters']} adapters\n"
-        f"emulated link {link}{per_token}; proportions of: {ratio['name']} ({ratio['derived_from']})\n"
+        f"emulated link {link}{per_token}; proportions of: {ratio['name']} ({ratio['sources']['default']})\n"
         f"tuned: {data['chosen']}{_invalid(data['tuning'])}; capacity, turns/s: "
         f"{ {k: round(v, 2) for k, v in data['capacities'].items()} }"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from elora_sglang.eval.serving import report
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support.state import State
 
 MEANS = {"stock": 1.0, "stock-overlap": 0.8, "hicache": 0.5, "static": 0.4, "elora": 0.3}
 

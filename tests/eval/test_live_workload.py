@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from elora_sglang.eval.serving import chat, model, profile, statistics, systems
+from elora_sglang.eval.serving import chat, model, statistics, systems
 from elora_sglang.eval.serving.drive import Record
+from elora_sglang.eval.sim import machine
 
 VOCAB = 1000
 ADAPTER_TOKENS = 650.0
@@ -69,8 +70,8 @@ def test_the_most_used_adapter_is_used_as_often_as_zipf_says() -> None:
 
 
 def test_the_link_has_the_gpus_proportions() -> None:
-    gpu = profile.load()
-    assert gpu.link_to_compute == pytest.approx(2.383 / 32, rel=0.01)  # us to move and to prefill one token
+    gpu = machine.load("h200-llama-8b")
+    assert gpu.link_to_compute == pytest.approx(2.383 / 32.4, rel=0.01)  # us to move and to prefill one token
     here = gpu.link_for(6144, 0.4e-3)
     assert 6144 / (here * 1e9) / 0.4e-3 == pytest.approx(gpu.link_to_compute)
     with pytest.raises(ValueError, match="above 0"):

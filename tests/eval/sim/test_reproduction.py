@@ -11,7 +11,7 @@ import pytest
 from elora_sglang.eval import reproduce
 from elora_sglang.eval.reproduction import claims, gap, overhead, plan, scene, tables
 from elora_sglang.eval.reproduction.scene import RESIDENT, Scene, Turns, measure
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support.state import State
 
 
 @pytest.fixture
