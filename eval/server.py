@@ -260,12 +260,16 @@ def server(
 
 
 def launch(
-    model: Path | str, flags: Sequence[str], log: Path, env: dict[str, str] | None = None
+    model: Path | str,
+    flags: Sequence[str],
+    log: Path,
+    env: dict[str, str] | None = None,
+    device: str | None = "cpu",
 ) -> LiveServer:
-    """Start ``python -m sglang.launch_server`` on this machine's CPU; see :func:`wait_ready`."""
+    """Start ``python -m sglang.launch_server`` on a free port; see :func:`wait_ready`."""
     port = free_port()
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--device", "cpu"]
-    argv += ["--host", "127.0.0.1", "--port", str(port), *flags]
+    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+    argv += [*(("--device", device) if device else ()), "--host", "127.0.0.1", "--port", str(port), *flags]
     return LiveServer(start(argv, log=log, env=env), f"http://127.0.0.1:{port}", log, tuple(flags))
 
 

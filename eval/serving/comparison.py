@@ -10,7 +10,7 @@ from typing import Any
 
 from elora_sglang.eval.serving import chat, launch, player
 from elora_sglang.eval.serving import evaluation_model as model
-from elora_sglang.eval.serving.testbed import Testbed
+from elora_sglang.eval.serving.rig import Rig
 from elora_sglang.eval.support.reporting import progress
 from elora_sglang.eval.workloads.model import tokens
 from elora_sglang.integration.plugin.config import TERMS
@@ -71,33 +71,33 @@ class Load:
 
 @dataclass
 class Comparison:
-    """Runs what is missing, returns cells. ``bed``: prepared, and closed in the end, by the caller."""
+    """Runs what is missing, returns cells. ``rig``: entered."""
 
     settings: Settings
-    bed: Testbed
+    rig: Rig
     chosen: dict[str, dict[str, launch.System]] = field(default_factory=dict)
     capacities: dict[str, float] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
 
     def lanes(self, seed: str, factor: float) -> player.Lanes:
         """The traffic of a seed for a working set of ``factor`` times the device memory."""
-        wanted = int(factor * self.bed.budget.device_tokens)
-        return chat.generate(f"{self.settings.seed}/{seed}", wanted, adapter_tokens(self.bed.budget.ranks))
+        wanted = int(factor * self.rig.budget.device_tokens)
+        return chat.generate(f"{self.settings.seed}/{seed}", wanted, adapter_tokens(self.rig.budget.ranks))
 
     def spread(self, lanes: player.Lanes) -> float:
         """Seconds in which the sessions alive at the start come in, their histories unknown to any cache."""
-        cold = sum(tokens(lane[0].turns[0].new) for lane in lanes) * self.bed.prefill_s / COLD_LOAD
+        cold = sum(tokens(lane[0].turns[0].new) for lane in lanes) * self.rig.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
     def _key(self, *parts: object) -> tuple[object, ...]:
-        s, budget = self.settings, self.bed.budget
-        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.bed.link_gbps:.4f}"
+        s, budget = self.settings, self.rig.budget
+        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.rig.link_gbps:.4f}"
         return (*parts, f"{memory}/{s.seed}/{s.warmup}/{'+'.join(map(str, budget.ranks))}")
 
     def _start_missing(self, keys: dict[str, list[tuple[object, ...]]], group: list[launch.System]) -> None:
         """Start, at the same time, the servers of the group that have a cell to measure."""
-        have = self.bed.state.has
-        self.bed.want([one for one in group if not all(have(*key) for key in keys[one.key])])
+        have = self.rig.state.has
+        self.rig.want([one for one in group if not all(have(*key) for key in keys[one.key])])
 
     def tune(self, factor: float) -> dict[str, launch.System]:
         """The best setting of every system that has one, for this working set, on a seed that is reported nowhere.
@@ -107,11 +107,13 @@ class Comparison:
         s, top = self.settings, 0.0
         chosen: dict[str, launch.System] = {}
         for name in sorted(s.names, key=lambda name: name not in BASES):
-            candidates = self.bed.candidates(name, quick=s.quick)
+            candidates = self.rig.candidates(name, quick=s.quick)
             if name == "stock-overlap":  # the same buffers, filled in another way
-                candidates = [self.bed.system(name, chosen["stock"].setting)]
+                candidates = [self.rig.system(name, chosen["stock"].setting)]
             if name in BASES:
-                self._start_missing({c.key: [self._capacity_key(c, factor, "tuning")] for c in candidates}, candidates)
+                self._start_missing(
+                    {c.key: [self._capacity_key(c, factor, "tuning")] for c in candidates}, candidates
+                )
                 top = self._capacity(candidates[0], factor, "tuning")
             chosen[name] = self._choose(candidates, TUNING_LOAD * top, factor)
             if name in BASES:
@@ -132,18 +134,18 @@ class Comparison:
         """
 
         def measure() -> dict[str, Any]:
-            live, lanes = self.bed.server(system), self.lanes(seed, factor)
-            names = model.names(self.bed.budget.adapters)
+            live, lanes = self.rig.server(system), self.lanes(seed, factor)
+            names = model.names(self.rig.budget.adapters)
             with live.awake():
                 live.flush()
                 answers, seconds = player.burst(
-                    live.url, lanes, names, vocab=self.bed.vocab, turns=CAPACITY_TURNS
+                    live.url, lanes, names, vocab=self.rig.vocab, turns=CAPACITY_TURNS
                 )
             found = {"capacity": len(answers) / seconds, "turns": len(answers), "seconds": seconds}
             progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
             return found
 
-        return float(self.bed.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
+        return float(self.rig.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
 
     def _choose(self, candidates: list[launch.System], rate: float, factor: float) -> launch.System:
         steps = [player.Step(rate, self.settings.tuning_seconds)]
@@ -162,16 +164,14 @@ class Comparison:
             progress(f"tuning: {one.key} mean TTFT {1000 * mean:.0f} ms")
             return mean
 
-        return self.bed.best(candidates, mean_ttft)
+        return self.rig.best(candidates, mean_ttft)
 
     def _cells(
         self, key: Sequence[object], system: launch.System, lanes: player.Lanes, steps: list[player.Step]
     ) -> list[dict[str, Any]]:
         settle = QUICK_SETTLE_S if self.settings.quick else SETTLE_S
-        measure = partial(
-            self.bed.measure, system, lanes, steps, spread=self.spread(lanes), settle=settle
-        )
-        found: list[dict[str, Any]] = self.bed.state.cell(key, measure)
+        measure = partial(self.rig.measure, system, lanes, steps, spread=self.spread(lanes), settle=settle)
+        found: list[dict[str, Any]] = self.rig.state.cell(key, measure)
         return found
 
     def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
@@ -186,7 +186,7 @@ class Comparison:
         for factor in self.settings.factors:
             chosen = self.chosen[f"{factor:g}x"] = self.tune(factor)
             group = [chosen[name] for name in self.settings.names]
-            self.bed.keep(group)
+            self.rig.keep(group)
             found += self._grid(group, factor, self.loads(factor, self.settings.loads))
         return found
 
@@ -198,7 +198,8 @@ class Comparison:
         labels = {one.key: one.name for one in group} | ({group[0].key: beside} if beside else {})
         # Systems without a host tier would only drown in what one with it can do.
         mine = {
-            one.key: [load for load in loads if load.of == "stock" or one.name not in HOSTLESS] for one in group
+            one.key: [load for load in loads if load.of == "stock" or one.name not in HOSTLESS]
+            for one in group
         }
         steps = {name: [player.Step(load.rate, s.seconds) for load in of] for name, of in mine.items()}
         keys = {
@@ -231,11 +232,11 @@ class Comparison:
         factor = self.settings.factors[-1]
         loads = self.loads(factor, (ABLATION_LOAD,))[-1:]
         terms, found = list(TERMS), []
-        plain = self.bed.system("elora")
+        plain = self.rig.system("elora")
         for start in range(0, len(terms), ABLATIONS_AT_ONCE):
-            self.bed.keep([plain])
+            self.rig.keep([plain])
             some = terms[start : start + ABLATIONS_AT_ONCE]
-            group = [plain, *(self.bed.system("elora", None, [term]) for term in some)]
+            group = [plain, *(self.rig.system("elora", None, [term]) for term in some)]
             found += self._grid(group, factor, loads, f"elora#{start}")
         return found
 
@@ -254,7 +255,7 @@ class Comparison:
             },
             "capacities": self.capacities,
             "settings": asdict(self.settings),
-            **self.bed.about(),
+            **self.rig.about(),
         }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from elora_sglang.eval.serving import launch, paper_traffic, player
 from elora_sglang.eval.serving.comparison import rotated
-from elora_sglang.eval.serving.testbed import Testbed
+from elora_sglang.eval.serving.rig import Rig
 from elora_sglang.eval.sim import peak
 from elora_sglang.eval.support.reporting import progress
 from elora_sglang.eval.workloads import transforms
@@ -31,7 +32,7 @@ class Rates:
     """Every server plays the same seeded sessions, one server at a time, the others stopped.
 
     Attributes:
-        bed: prepared, and closed in the end, by the caller.
+        rig: entered.
         names: systems.
         workload: of :mod:`.paper_traffic`.
         seconds: of a run, warm-up included.
@@ -40,7 +41,7 @@ class Rates:
         seed: of the first repeat.
     """
 
-    bed: Testbed
+    rig: Rig
     names: Sequence[str]
     workload: str
     seconds: float
@@ -51,14 +52,14 @@ class Rates:
 
     def cell(self, system: launch.System, rate: float, seed: int) -> dict[str, Any]:
         """Of one run, from disk or measured now."""
-        budget = self.bed.budget
-        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.adapters}/{self.bed.link_gbps:.4f}"
+        budget = self.rig.budget
+        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.adapters}/{self.rig.link_gbps:.4f}"
         key = ("rate", system.key, self.workload, f"{rate:.4f}", self.seconds, seed, memory)
-        found: dict[str, Any] = self.bed.state.cell(key, lambda: self._measure(system, rate, seed))
+        found: dict[str, Any] = self.rig.state.cell(key, lambda: self._measure(system, rate, seed))
         return found
 
     def _measure(self, system: launch.System, rate: float, seed: int) -> dict[str, Any]:
-        budget = self.bed.budget
+        budget = self.rig.budget
         whole = paper_traffic.workload(
             self.workload,
             rate=rate,
@@ -71,7 +72,7 @@ class Rates:
         step = player.Step(rate, (1 - WARMUP) * self.seconds)
         turns = round(rate * self.seconds)
         with tqdm(total=turns, unit="turn", desc=f"{system.key} at {rate:.2f}/s", leave=False) as bar:
-            (cell,) = self.bed.measure(
+            (cell,) = self.rig.measure(
                 system, lanes, [step], settle=WARMUP * self.seconds, told=lambda answered: bar.update()
             )
         return cell
@@ -82,8 +83,8 @@ class Rates:
     def tune(self, rate: float) -> None:
         """The best setting of each system that has one, on the training seed; the others are ended."""
         for name in self.names:
-            candidates = self.bed.candidates(name, quick=True)
-            self.chosen[name] = self.bed.best(candidates, lambda one: self._training_ttft(one, rate))
+            candidates = self.rig.candidates(name, quick=True)
+            self.chosen[name] = self.rig.best(candidates, lambda one: self._training_ttft(one, rate))
             progress(f"{self.workload}: {self.chosen[name].key}")
 
     def cells(self, rates: Sequence[float]) -> list[dict[str, Any]]:
@@ -105,7 +106,7 @@ class Rates:
         found: dict[str, peak.Peak] = {}
         for name, system in self.chosen.items():
             found[name] = peak.find(
-                lambda rate, one=system: self._training_ttft(one, rate),
+                partial(self._training_ttft, system),
                 start,
                 limit_s=self.limit_s,
                 precise=PRECISE,

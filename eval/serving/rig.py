@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from elora_sglang.eval import server
 from elora_sglang.eval.serving import evaluation_model as model
@@ -27,18 +27,14 @@ PROBE_TOKENS, PROBES = 1024, 5
 DEFAULT_PROFILE = "h200-llama-8b"
 
 
-def add_arguments(parser: argparse.ArgumentParser, state: str, adapters: int, running: int = 8) -> None:
-    """Add what every testbed is asked for; ``state``: default folder. Link, memory, adapters, model, seed."""
+def add_arguments(parser: argparse.ArgumentParser, state: str, device_default: str) -> None:
+    """Add what every rig is asked for, besides ``--adapters``; with the defaults of folder and memory."""
     add = parser.add_argument
-    add("--adapters", type=arguments.count, default=adapters, help="in use (default %(default)s)")
-    add("--device-tokens", type=arguments.count, help="device memory in KV tokens")
-    add("--host-tokens", type=arguments.count, help="host memory in KV tokens (default 3 times the device's)")
     add(
-        "--running",
-        type=arguments.count,
-        default=running,
-        help="requests running at once (default %(default)s)",
+        "--device-tokens", type=arguments.count, help=f"device memory in KV tokens (default {device_default})"
     )
+    add("--host-tokens", type=arguments.count, help="host memory in KV tokens (default 3 times the device's)")
+    add("--running", type=arguments.count, default=8, help="requests at once (default %(default)s)")
     add("--state", type=Path, default=Path(state), help="folder of finished cells (default %(default)s)")
     add("--model", type=Path, help="folder of the evaluation model (default: model/ in --state)")
     add(
@@ -50,10 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser, state: str, adapters: int, ru
     add("--seed", type=int, default=1)
 
 
-class Testbed:
-    """Model, adapters, link and servers of one run; :meth:`prepare` comes before all else.
+class Rig:
+    """Model, adapters, link and servers of one run: a context manager.
 
-    At most one server is not stopped while something is measured.
+    On entry the model is written where it is missing, and the link is settled; on exit all servers are ended. At most
+    one server is not stopped while something is measured.
 
     Args:
         args: of :func:`add_arguments`.
@@ -94,11 +91,11 @@ class Testbed:
             "budget": asdict(self.budget),
             "link_gbps": self.link_gbps,
             "prefill_s_per_token": self.prefill_s,
-            "profile": {"name": self.profile.name, "derived_from": self.profile.sources["default"]},
+            "profile": asdict(self.profile),
         }
 
-    def prepare(self) -> None:
-        """Model on disk, link settled, no server started yet. Raises RuntimeError where the model cannot be written."""
+    def __enter__(self) -> Self:
+        """Raises RuntimeError where the model cannot be written, or the probe cannot be started."""
         budget = self.budget
         if not model.complete(self.folder, budget.adapters, budget.ranks):
             progress(f"writing the model and {budget.adapters} adapters to {self.folder}")
@@ -114,9 +111,13 @@ class Testbed:
         cell = self.state.cell(("prefill", budget.device_tokens), self._probe)
         self.prefill_s = float(cell["prefill_s_per_token"])
         if self._link == "auto":
-            self.link_gbps = link_for(self.profile, model.KV_BYTES_PER_TOKEN, self.prefill_s)
+            self.link_gbps = self.profile.link_for(model.KV_BYTES_PER_TOKEN, self.prefill_s)
         else:
             self.link_gbps = float(self._link)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.keep([])
 
     def _probe(self) -> dict[str, Any]:
         """Median seconds to prefill one token of a prompt that is in no cache; without a link."""
@@ -134,10 +135,8 @@ class Testbed:
             live.stop()
         return {"prefill_s_per_token": statistics.median(taken[1:]) / PROBE_TOKENS}
 
-    def system(
-        self, name: str, setting: float | None = None, without: Sequence[str] = ()
-    ) -> launch.System:
-        """A system of this testbed. Raises ValueError for a setting that does not fit."""
+    def system(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> launch.System:
+        """A system of this rig. Raises ValueError for a setting that does not fit."""
         return launch.system(name, setting, self.budget, self.folder, self.link_gbps, without)
 
     def candidates(self, name: str, *, quick: bool) -> list[launch.System]:
@@ -213,10 +212,6 @@ class Testbed:
         wanted = {system.key for system in systems}
         self.drop([key for key in self.servers if key not in wanted])
 
-    def close(self) -> None:
-        """End all servers."""
-        self.keep([])
-
     # --- measuring ------------------------------------------------------------------------------------------------
 
     def measure(
@@ -265,17 +260,6 @@ class Testbed:
                 "ttft": [one.ttft for one in answers],
             })  # fmt: skip
         return cells
-
-
-def link_for(profile: machine.Machine, kv_bytes_per_token: int, prefill_s: float) -> float:
-    """GB/s at which moving a token's KV costs as much of its prefill (``prefill_s`` seconds) as on the profile's machine.
-
-    Raises ValueError for a cost that is not above 0.
-    """
-    if min(kv_bytes_per_token, prefill_s, profile.prefill_token_s) <= 0:
-        raise ValueError("the link follows from what a token's KV and its prefill cost: both must be above 0")
-    move_s = profile.kv_bytes_per_token / profile.load_bytes_s
-    return kv_bytes_per_token / (prefill_s * move_s / profile.prefill_token_s) / 1e9
 
 
 def counters_of(info: dict[str, Any]) -> dict[str, float]:
