@@ -117,21 +117,9 @@ class Api:
 
         The answer's ``output_ids`` are the generated token ids, ``meta_info`` has ``cached_tokens``.
         """
-        payload: dict[str, Any] = {
-            "sampling_params": {
-                "temperature": 0.0,
-                "max_new_tokens": max_new_tokens,
-                "ignore_eos": True,
-                **(sampling or {}),
-            },
-            **extra,
-        }
-        if prompt is not None:
-            payload["text"] = prompt if isinstance(prompt, str) else list(prompt)
-        if input_ids is not None:
-            payload["input_ids"] = [i if isinstance(i, int) else list(i) for i in input_ids]
-        if lora_path is not None:
-            payload["lora_path"] = lora_path if isinstance(lora_path, str) else list(lora_path)
+        params = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "ignore_eos": True} | (sampling or {})
+        asked = {"text": prompt, "input_ids": input_ids, "lora_path": lora_path, "sampling_params": params}
+        payload = {key: value for key, value in asked.items() if value is not None} | extra
         reply = self.post("/generate", payload, timeout=timeout)
         if reply.status != 200:
             raise RuntimeError(f"/generate answered {reply.status}: {reply.text[:2000]}")
@@ -190,9 +178,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=20)
 
 
-def start(
-    argv: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], *, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a session of its own with output to ``log``; it dies with this process.
 
     Output goes to a file: a server's children would keep a pipe open after its death.
@@ -205,7 +191,6 @@ def start(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=clean_env() if env is None else env,
-            cwd=cwd,
             start_new_session=True,
         )
     atexit.register(kill_group, process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -89,16 +89,6 @@ class Comparison:
         cold = sum(tokens(lane[0].turns[0].new) for lane in lanes) * self.rig.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
-    def _key(self, *parts: object) -> tuple[object, ...]:
-        s, budget = self.settings, self.rig.budget
-        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.rig.link_gbps:.4f}"
-        return (*parts, f"{memory}/{s.seed}/{s.warmup}/{'+'.join(map(str, budget.ranks))}")
-
-    def _start_missing(self, keys: dict[str, list[tuple[object, ...]]], group: list[launch.System]) -> None:
-        """Start, at the same time, the servers of the group that have a cell to measure."""
-        have = self.rig.state.has
-        self.rig.want([one for one in group if not all(have(*key) for key in keys[one.key])])
-
     def tune(self, factor: float) -> dict[str, launch.System]:
         """The best setting of every system that has one, for this working set, on a seed that is reported nowhere.
 
@@ -107,26 +97,44 @@ class Comparison:
         s, top = self.settings, 0.0
         chosen: dict[str, launch.System] = {}
         for name in sorted(s.names, key=lambda name: name not in BASES):
-            candidates = self.rig.candidates(name, quick=s.quick)
+            group = self.rig.candidates(name, quick=s.quick)
             if name == "stock-overlap":  # the same buffers, filled in another way
-                candidates = [self.rig.system(name, chosen["stock"].setting)]
+                group = [self.rig.system(name, chosen["stock"].setting)]
             if name in BASES:
-                self._start_missing(
-                    {c.key: [self._capacity_key(c, factor, "tuning")] for c in candidates}, candidates
-                )
-                top = self._capacity(candidates[0], factor, "tuning")
-            chosen[name] = self._choose(candidates, TUNING_LOAD * top, factor)
+                top = self._capacity(group[0], factor, "tuning", group)
+            steps = [player.Step(TUNING_LOAD * top, s.tuning_seconds)]
+            chosen[name] = self.rig.best(group, partial(self._tuning_ttft, group, factor, steps))
             if name in BASES:
                 # The quick run takes what it knows already; the other seeds of the full one may differ a little.
-                known = s.quick and chosen[name] is candidates[0]
-                seed = "tuning" if known else "capacity"
+                seed = "tuning" if s.quick and chosen[name] is group[0] else "capacity"
                 self.capacities[f"{factor:g}x {name}"] = self._capacity(chosen[name], factor, seed)
         return chosen
 
-    def _capacity_key(self, system: launch.System, factor: float, seed: str) -> tuple[object, ...]:
-        return self._key("capacity", system.key, seed, factor)
+    def _tuning_ttft(
+        self, group: list[launch.System], factor: float, steps: list[player.Step], one: launch.System
+    ) -> float:
+        (cell,) = self._cells("tuning", one, group, factor, steps)
+        mean = float(cell["summary"]["ttft_mean"])
+        kept = {key: value for key, value in cell["summary"].items() if key in ("ttft_mean", "invalid_kv")}
+        self.tuning.append({"system": one.name, "factor": factor, "setting": one.setting} | kept)
+        progress(f"tuning: {one.key} mean TTFT {1000 * mean:.0f} ms")
+        return mean
 
-    def _capacity(self, system: launch.System, factor: float, seed: str) -> float:
+    def _kept(self, measure: Callable[[], Any], group: Sequence[launch.System], *key: object) -> Any:
+        """A cell from disk, or measured now, with all servers of the group started."""
+
+        def measured() -> Any:
+            self.rig.want(group)
+            return measure()
+
+        s, budget = self.settings, self.rig.budget
+        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.rig.link_gbps:.4f}"
+        ranks = "+".join(map(str, budget.ranks))
+        return self.rig.state.cell((*key, f"{memory}/{s.seed}/{s.warmup}/{ranks}"), measured)
+
+    def _capacity(
+        self, one: launch.System, factor: float, seed: str, group: Sequence[launch.System] = ()
+    ) -> float:
         """Turns a second, with this working set, when every live session sends its next turn at once.
 
         Not the answers of a fixed time: a server that lets the sessions of few adapters go round and round, while the
@@ -134,44 +142,29 @@ class Comparison:
         """
 
         def measure() -> dict[str, Any]:
-            live, lanes = self.rig.server(system), self.lanes(seed, factor)
+            live, lanes = self.rig.server(one), self.lanes(seed, factor)
             names = model.names(self.rig.budget.adapters)
             with live.awake():
                 live.flush()
                 answers, seconds = player.burst(
                     live.url, lanes, names, vocab=self.rig.vocab, turns=CAPACITY_TURNS
                 )
-            found = {"capacity": len(answers) / seconds, "turns": len(answers), "seconds": seconds}
-            progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
-            return found
+            progress(f"{one.key} answers {len(answers) / seconds:.2f} turns a second at most")
+            return {"capacity": len(answers) / seconds, "turns": len(answers), "seconds": seconds}
 
-        return float(self.rig.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
-
-    def _choose(self, candidates: list[launch.System], rate: float, factor: float) -> launch.System:
-        steps = [player.Step(rate, self.settings.tuning_seconds)]
-        keys = {
-            one.key: self._key("tune", one.key, factor, steps[0].seconds, f"{rate:.4f}") for one in candidates
-        }
-        if len(candidates) > 1:
-            self._start_missing({name: [key] for name, key in keys.items()}, candidates)
-
-        def mean_ttft(one: launch.System) -> float:
-            (cell,) = self._cells(keys[one.key], one, self.lanes("tuning", factor), steps)
-            mean = float(cell["summary"]["ttft_mean"])
-            entry = {"system": one.name, "factor": factor, "setting": one.setting, "ttft_mean": mean}
-            kept = {key: value for key, value in cell["summary"].items() if key == "invalid_kv"}
-            self.tuning.append(entry | kept)
-            progress(f"tuning: {one.key} mean TTFT {1000 * mean:.0f} ms")
-            return mean
-
-        return self.rig.best(candidates, mean_ttft)
+        return float(self._kept(measure, group, "capacity", one.key, seed, factor)["capacity"])
 
     def _cells(
-        self, key: Sequence[object], system: launch.System, lanes: player.Lanes, steps: list[player.Step]
-    ) -> list[dict[str, Any]]:
+        self, seed: str, one: launch.System, group: Sequence[launch.System], factor: float, steps: list[player.Step],
+        label: str = "",
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """A cell a step of one system on the traffic of a seed."""
+        lanes, rates = self.lanes(seed, factor), "+".join(f"{step.rate:.4f}" for step in steps)
         settle = QUICK_SETTLE_S if self.settings.quick else SETTLE_S
-        measure = partial(self.rig.measure, system, lanes, steps, spread=self.spread(lanes), settle=settle)
-        found: list[dict[str, Any]] = self.rig.state.cell(key, measure)
+        measure = partial(self.rig.measure, one, lanes, steps, spread=self.spread(lanes), settle=settle)
+        found: list[dict[str, Any]] = self._kept(
+            measure, group, "cell", label, one.key, factor, rates, seed, steps[0].seconds
+        )
         return found
 
     def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
@@ -195,35 +188,19 @@ class Comparison:
     ) -> list[dict[str, Any]]:
         """``beside``: a label of the group's first, which is measured again in each group of ablations."""
         s, found = self.settings, []
-        labels = {one.key: one.name for one in group} | ({group[0].key: beside} if beside else {})
-        # Systems without a host tier would only drown in what one with it can do.
-        mine = {
-            one.key: [load for load in loads if load.of == "stock" or one.name not in HOSTLESS]
-            for one in group
-        }
-        steps = {name: [player.Step(load.rate, s.seconds) for load in of] for name, of in mine.items()}
-        keys = {
-            one.key: [
-                self._key(
-                    "cell", beside, one.key, factor, "+".join(f"{step.rate:.4f}" for step in steps[one.key]),
-                    repeat, s.seconds,
-                )
-                for repeat in range(s.repeats)
-            ]
-            for one in group
-        }  # fmt: skip
-        self._start_missing(keys, group)
         for repeat in range(s.repeats):
-            lanes = self.lanes(str(repeat), factor)
             for one in rotated(group, repeat):
-                cells = self._cells(keys[one.key][repeat], one, lanes, steps[one.key])
-                for cell, load in zip(cells, mine[one.key], strict=True):
+                label = beside if beside and one is group[0] else one.name
+                # Systems without a host tier would only drown in what one with it can do.
+                mine = [load for load in loads if load.of == "stock" or one.name not in HOSTLESS]
+                steps = [player.Step(load.rate, s.seconds) for load in mine]
+                cells = self._cells(str(repeat), one, group, factor, steps, label)
+                for cell, load in zip(cells, mine, strict=True):
                     place = {"factor": factor, "load": load.share, "of": load.of}
-                    found.append(cell | {"name": labels[one.key], "repeat": repeat} | place)
-                    mean = 1000 * cell["summary"]["ttft_mean"]
+                    found.append(cell | {"name": label, "repeat": repeat} | place)
                     progress(
-                        f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {labels[one.key]} at {load.rate:.2f}/s: "
-                        f"mean TTFT {mean:.0f} ms"
+                        f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {label} at {load.rate:.2f}/s: mean TTFT "
+                        f"{1000 * cell['summary']['ttft_mean']:.0f} ms"
                     )
         return found
 

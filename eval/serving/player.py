@@ -135,19 +135,24 @@ class Served:
     snapshots: list[tuple[Any, Any]]
 
 
+@dataclass
 class _Run:
     """The open loop: a turn comes at its time, or its think time after the answer before it."""
 
-    def __init__(self, url: str, lanes: Lanes, names: Sequence[str], vocab: int, **options: Any) -> None:
-        self.url, self.lanes, self.names, self.vocab = url, lanes, names, vocab
-        self.hints: bool = options.get("hints", False)
-        self.told: Callable[[int], None] = options.get("told", lambda answered: None)
-        self.until: float = options.get("until_s", math.inf)
+    url: str
+    lanes: Lanes
+    names: Sequence[str]
+    vocab: int
+    hints: bool = False
+    told: Callable[[int], None] = lambda answered: None
+    until_s: float = math.inf
+
+    def __post_init__(self) -> None:
         self.answers: list[Answer] = []
         self.failures: list[str] = []
         self.began = time.perf_counter()
         #: Lanes without an answer; set when there are none; seconds at which that was.
-        self.cold, self.warm, self.warm_at = len(lanes), asyncio.Event(), math.inf
+        self.cold, self.warm, self.warm_at = len(self.lanes), asyncio.Event(), math.inf
 
     def now(self) -> float:
         """Seconds after the start."""
@@ -156,7 +161,7 @@ class _Run:
     async def idle(self, seconds: float) -> None:
         """As long, but not beyond the end of the run."""
         wake = self.now() + seconds
-        while (left := min(wake, self.until) - self.now()) > 0:
+        while (left := min(wake, self.until_s) - self.now()) > 0:
             await asyncio.sleep(min(left, LOOK))
 
     async def wait(self, turn: Turn, first: bool) -> None:
@@ -177,7 +182,7 @@ class _Run:
             context: list[tuple[int, ...]] = []
             for number, turn in enumerate(session.turns):
                 await self.wait(turn, first)
-                if self.now() >= self.until:
+                if self.now() >= self.until_s:
                     return
                 context = context[: turn.keep] + [words(piece, self.vocab) for piece in turn.new]
                 answer = await self._answer(http, session, number, context)
@@ -209,7 +214,7 @@ class _Run:
             answer = await send(http, self.url, request, self.now())
         except (RuntimeError, aiohttp.ClientError, TimeoutError, KeyError) as error:
             self.failures.append(f"{request.key}: {type(error).__name__}: {error}")
-            self.until = 0.0
+            self.until_s = 0.0
             self.warm.set()
             return None
         self.answers.append(answer)
@@ -227,7 +232,7 @@ class _Closed(_Run):
         assert share is not None
         if first:
             await self.idle(share * self.spread)
-        while not first and share > 0 and self.now() < self.until:
+        while not first and share > 0 and self.now() < self.until_s:
             gap = len(self.lanes) / self.rate
             nap = min(share * gap, LOOK)
             await asyncio.sleep(nap)
@@ -249,7 +254,7 @@ async def _steps(run: _Run, steps: Sequence[Step], settle: float, snapshot: Call
         await run.warm.wait()
         await run.idle(run.spread - run.now())
     if steps:
-        run.until = min(run.until, run.now() + sum(settle + step.seconds for step in steps))
+        run.until_s = min(run.until_s, run.now() + sum(settle + step.seconds for step in steps))
     for step in steps:
         if isinstance(run, _Closed):
             run.rate = step.rate
