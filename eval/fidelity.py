@@ -84,7 +84,7 @@ class Fidelity:
                     told=lambda answered: bar.update(),
                 )
         finally:
-            rig.drop([system.key])
+            rig.keep([])
         # As the simulator counts: a turn that follows an answer with its session's start.
         due = player.due(self.workload)
         counted = [one for one in answers if due[one.key] >= WARMUP * self.seconds]

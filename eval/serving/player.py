@@ -18,7 +18,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,30 +61,17 @@ class Answer:
         return self.sent + self.ttft + self.tpot * max(0, len(self.output_ids) - 1)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one turn asks of the server. ``params``: SGLang's custom_params, for session hints."""
+async def send(
+    http: aiohttp.ClientSession, url: str, payload: dict[str, Any]
+) -> tuple[float, float, dict[str, Any]]:
+    """Stream an answer from SGLang's native ``/generate``: seconds to the first and to the last token, the last chunk.
 
-    key: str
-    input_ids: tuple[int, ...]
-    lora: str | None
-    max_new_tokens: int
-    params: Mapping[str, object] | None = None
-
-
-async def send(http: aiohttp.ClientSession, url: str, request: Request, sent: float) -> Answer:
-    """Stream one greedy answer from SGLang's native ``/generate``; RuntimeError with the server's message."""
-    sampling: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": request.max_new_tokens}
-    sampling["ignore_eos"] = True
-    payload = {"input_ids": list(request.input_ids), "sampling_params": sampling, "stream": True}
-    if request.lora is not None:
-        payload["lora_path"] = request.lora
-    if request.params is not None:
-        sampling["custom_params"] = dict(request.params)
+    Raises RuntimeError with the server's message.
+    """
     started = time.perf_counter()
     first = last = 0.0
     final: dict[str, Any] = {}
-    async with http.post(f"{url}/generate", json=payload) as reply:
+    async with http.post(f"{url}/generate", json=payload | {"stream": True}) as reply:
         if reply.status != 200:
             raise RuntimeError(f"HTTP {reply.status}: {(await reply.text())[:500]}")
         async for line in reply.content:
@@ -95,21 +82,10 @@ async def send(http: aiohttp.ClientSession, url: str, request: Request, sent: fl
                 raise RuntimeError(f"stream error: {chunk['error']}")
             # Counted by tokens, not by text: a token may decode to an empty string.
             if chunk["meta_info"]["completion_tokens"] > 0:
-                last = time.perf_counter()
+                last = time.perf_counter() - started
                 first = first or last
                 final = chunk
-    about, count = final["meta_info"], int(final["meta_info"]["completion_tokens"])
-    tiers = (about.get("cached_tokens_details") or {}).items()
-    return Answer(
-        key=request.key,
-        sent=sent,
-        ttft=first - started,
-        tpot=(last - first) / (count - 1) if count > 1 else 0.0,
-        prompt_tokens=len(request.input_ids),
-        cached_tokens=int(about.get("cached_tokens", 0)),
-        cached_host=sum(value for tier, value in tiers if tier != "device" and isinstance(value, int)),
-        output_ids=tuple(final["output_ids"]),
-    )
+    return first, last, final
 
 
 def words(piece: Piece, vocab: int) -> tuple[int, ...]:
@@ -137,12 +113,14 @@ class Served:
 
 @dataclass
 class _Run:
-    """The open loop: a turn comes at its time, or its think time after the answer before it."""
+    """One run of :func:`serve`, in the open loop or, with ``spread``, in the closed one."""
 
     url: str
     lanes: Lanes
     names: Sequence[str]
     vocab: int
+    spread: float | None = None
+    rate: float = math.inf
     hints: bool = False
     told: Callable[[int], None] = lambda answered: None
     until_s: float = math.inf
@@ -166,7 +144,18 @@ class _Run:
 
     async def wait(self, turn: Turn, first: bool) -> None:
         """Until the turn is due. ``first``: of its lane."""
-        await self.idle(turn.at - self.now() if turn.at is not None else turn.think or 0.0)
+        wait = turn.think or 0.0 if turn.at is None else turn.at
+        if self.spread is None:
+            await self.idle(wait if turn.at is None else wait - self.now())
+        elif first:
+            await self.idle(wait * self.spread)
+        else:
+            # A share of the mean gap, which is what it is at each moment.
+            while wait > 0 and self.now() < self.until_s:
+                gap = len(self.lanes) / self.rate
+                nap = min(wait * gap, LOOK)
+                await asyncio.sleep(nap)
+                wait -= nap / gap
 
     async def go(self) -> None:
         """All lanes at the same time; RuntimeError when a request failed."""
@@ -200,43 +189,31 @@ class _Run:
         self, http: aiohttp.ClientSession, session: Session, number: int, context: list[tuple[int, ...]]
     ) -> Answer | None:
         """None after a failure, which ends the run: the other lanes finish what they sent."""
-        turn, hints = session.turns[number], None
+        key, ids = f"{session.id}/{number}", [token for piece in context for token in piece]
+        tokens = session.turns[number].answer.tokens
+        params: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
         if self.hints:
-            hints = {"session_id": session.id, "session_end": number + 1 == len(session.turns)}
-        request = Request(
-            f"{session.id}/{number}",
-            tuple(token for piece in context for token in piece),
-            None if session.adapter is None else self.names[session.adapter],
-            turn.answer.tokens,
-            hints,
-        )
+            last_turn = number + 1 == len(session.turns)
+            params["custom_params"] = {"session_id": session.id, "session_end": last_turn}
+        payload = {"input_ids": ids, "sampling_params": params}
+        if session.adapter is not None:
+            payload["lora_path"] = self.names[session.adapter]
+        sent = self.now()
         try:
-            answer = await send(http, self.url, request, self.now())
+            first, last, final = await send(http, self.url, payload)
+            about, output = final["meta_info"], tuple(final["output_ids"])
         except (RuntimeError, aiohttp.ClientError, TimeoutError, KeyError) as error:
-            self.failures.append(f"{request.key}: {type(error).__name__}: {error}")
+            self.failures.append(f"{key}: {type(error).__name__}: {error}")
             self.until_s = 0.0
             self.warm.set()
             return None
-        self.answers.append(answer)
+        tiers = (about.get("cached_tokens_details") or {}).items()
+        host = sum(value for tier, value in tiers if tier != "device" and isinstance(value, int))
+        tpot = (last - first) / (len(output) - 1) if len(output) > 1 else 0.0
+        cached = int(about.get("cached_tokens", 0))
+        self.answers.append(Answer(key, sent, first, tpot, len(ids), cached, host, output))
         self.told(len(self.answers))
-        return answer
-
-
-class _Closed(_Run):
-    """Waits are shares of the mean gap at each moment; a lane's first turn comes at a share of ``spread`` seconds."""
-
-    rate, spread = math.inf, 0.0
-
-    async def wait(self, turn: Turn, first: bool) -> None:
-        share = turn.think if turn.at is None else turn.at
-        assert share is not None
-        if first:
-            await self.idle(share * self.spread)
-        while not first and share > 0 and self.now() < self.until_s:
-            gap = len(self.lanes) / self.rate
-            nap = min(share * gap, LOOK)
-            await asyncio.sleep(nap)
-            share -= nap / gap
+        return self.answers[-1]
 
 
 class _Burst(_Run):
@@ -250,14 +227,13 @@ class _Burst(_Run):
 async def _steps(run: _Run, steps: Sequence[Step], settle: float, snapshot: Callable[[], Any]) -> Served:
     """Step after step; sets when the run ends."""
     served = Served(run.answers, [], [])
-    if isinstance(run, _Closed):
+    if run.spread is not None:
         await run.warm.wait()
         await run.idle(run.spread - run.now())
     if steps:
         run.until_s = min(run.until_s, run.now() + sum(settle + step.seconds for step in steps))
     for step in steps:
-        if isinstance(run, _Closed):
-            run.rate = step.rate
+        run.rate = step.rate
         await run.idle(settle)
         before = await asyncio.to_thread(snapshot)
         served.begins.append(run.now())
@@ -300,10 +276,8 @@ def serve(
     """
 
     async def all_of_it() -> Served:
-        run = (_Run if spread is None else _Closed)(url, lanes, names, vocab, **options)
-        if isinstance(run, _Closed):
-            run.spread = spread or 0.0
-            run.rate = steps[0].rate
+        rate = steps[0].rate if steps else math.inf
+        run = _Run(url, lanes, names, vocab, spread, rate, **options)
         work = asyncio.create_task(run.go())
         line = asyncio.create_task(_steps(run, steps, settle, snapshot))
         while not work.done():

@@ -122,17 +122,14 @@ class Rig:
     def _probe(self) -> dict[str, Any]:
         """Median seconds to prefill one token of a prompt that is in no cache; without a link."""
         progress("measuring what a token's prefill costs on this machine")
-        stock = self.system("stock", launch.candidates("stock", self.budget, quick=False)[0])
-        live = self._start(stock)
-        taken = []
-        try:
+        stock, taken = self.candidates("stock", quick=False)[0], []
+        with self.server(stock).awake():
             for number in range(PROBES + 1):
                 ids = player.words(player.Piece(-number, PROBE_TOKENS), self.vocab)
                 began = time.perf_counter()
-                live.generate(input_ids=ids, lora_path=model.names(1)[0], max_new_tokens=1)
+                self.servers[stock.key].generate(input_ids=ids, lora_path=model.names(1)[0], max_new_tokens=1)
                 taken.append(time.perf_counter() - began)
-        finally:
-            live.stop()
+        self.keep([])
         return {"prefill_s_per_token": statistics.median(taken[1:]) / PROBE_TOKENS}
 
     def system(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> launch.System:
@@ -152,13 +149,15 @@ class Rig:
             return candidates[0]
         times = [mean_ttft(one) for one in candidates]
         chosen = candidates[times.index(min(times))]
-        self.drop([one.key for one in candidates if one is not chosen])
+        for one in candidates:
+            if one is not chosen and one.key in self.servers:
+                self.servers.pop(one.key).stop()
         return chosen
 
     # --- servers --------------------------------------------------------------------------------------------------
 
     def _start(self, system: launch.System) -> server.LiveServer:
-        """Start a server, register its late adapters, check its hooks; it is left running."""
+        """Start a server, register its late adapters, check its hooks, stop it."""
         log = self.state.folder / "logs" / f"{system.key}.log"
         live = server.launch(self.folder / "base", system.flags, log, server.clean_env(**system.env))
         try:
@@ -169,12 +168,12 @@ class Rig:
                 if reply.status != 200:
                     raise RuntimeError(f"{name} could not be loaded: {reply.text[:300]}")
             launch.require_hooks(system, live.get("/server_info").json(), self.budget, self.link_gbps)
-        except RuntimeError as error:
+            live.pause()
+        except BaseException as error:
             live.stop()
-            last = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"{system.key} cannot be measured: {last} (log: {log})") from None
-        except BaseException:
-            live.stop()
+            if isinstance(error, RuntimeError):
+                last = str(error).strip().splitlines()[-1]
+                raise RuntimeError(f"{system.key} cannot be measured: {last} (log: {log})") from None
             raise
         return live
 
@@ -186,31 +185,19 @@ class Rig:
         progress(f"starting {', '.join(system.key for system in new)}")
         with ThreadPoolExecutor(BOOTS_AT_ONCE) as pool:
             futures = {system.key: pool.submit(self._start, system) for system in new}
-            problem: BaseException | None = None
-            for key, future in futures.items():
-                try:
-                    self.servers[key] = future.result()
-                    self.servers[key].pause()
-                except BaseException as error:
-                    problem = error
-        if problem is not None:
-            raise problem
+        self.servers |= {key: one.result() for key, one in futures.items() if one.exception() is None}
+        for future in futures.values():
+            future.result()  # raises what went wrong
 
     def server(self, system: launch.System) -> server.LiveServer:
         """The server of a system, started where it is not yet there; stopped."""
         self.want([system])
         return self.servers[system.key]
 
-    def drop(self, keys: Sequence[str]) -> None:
-        """End servers that are not needed any more."""
-        for key in keys:
-            if (live := self.servers.pop(key, None)) is not None:
-                live.stop()
-
     def keep(self, systems: Sequence[launch.System]) -> None:
-        """End all others."""
-        wanted = {system.key for system in systems}
-        self.drop([key for key in self.servers if key not in wanted])
+        """End all other servers."""
+        for key in set(self.servers) - {system.key for system in systems}:
+            self.servers.pop(key).stop()
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
