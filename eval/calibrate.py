@@ -14,7 +14,7 @@ import json
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "calibrate", help="fit a machine profile to a live server", description=__doc__.split("\n\n")[1]
     )
-    parser.add_argument("--url", required=True, help="of the server, e.g. http://127.0.0.1:30000")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the profile is written here (.json)")
-    parser.add_argument("--name", default=None, help="of the profile (default: model and host)")
-    parser.add_argument(
-        "--device-tokens", type=arguments.count, help="tokens of KV and adapters (default: as it says)"
-    )
-    parser.add_argument(
-        "--host-tokens", type=arguments.count, help="of host memory (default 4 times the device's)"
-    )
-    parser.add_argument(
-        "--link-gbps",
-        type=arguments.positive,
-        default=55.0,
-        help="where it does not tell (default %(default)s)",
-    )
-    parser.add_argument(
-        "--disk-gbps", type=arguments.positive, default=3.0, help="adapter files (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    add, positive = parser.add_argument, arguments.positive
+    add("--url", required=True, help="of the server, e.g. http://127.0.0.1:30000")
+    add("--out", required=True, metavar="FILE", help="the profile is written here (.json)")
+    add("--name", help="of the profile (default: model and host)")
+    add("--device-tokens", type=arguments.count, help="tokens of KV and adapters (default: as it says)")
+    add("--host-tokens", type=arguments.count, help="of host memory (default 4 times the device's)")
+    add("--link-gbps", type=positive, default=55.0, help="where it does not tell (default %(default)s)")
+    add("--disk-gbps", type=positive, default=3.0, help="adapter files (default %(default)s)")
+    add("--seed", type=int, default=0)
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -68,23 +58,28 @@ class Measured:
     decodes: list[tuple[int, int, int, float]]
 
 
+#: Constants of a prefill and of a decode step, as :class:`~elora_sglang.eval.sim.machine.Machine` names them; and of
+#: all, for people: the name, what one unit of the figure is in seconds, the unit.
+PREFILL = ("front_s", "prefill_token_s", "prefill_token2_s")
+STEP = ("step_s", "step_request_s", "step_context_s", "step_rank_s")
+SHOWN = {
+    "prefill_token_s": ("prefill of a token", 1e-6, "us"),
+    "prefill_token2_s": ("more per 1,000 tokens of context", 1e-9, "us"),
+    "front_s": ("outside the scheduler", 1e-3, "ms"),
+    "step_s": ("decode step", 1e-3, "ms"),
+    "step_request_s": ("more per request", 1e-3, "ms"),
+    "step_context_s": ("more per 1,000 tokens of context", 1e-6, "ms"),
+    "step_rank_s": ("more per LoRA rank in the batch", 1e-6, "us"),
+}
+
+
 @dataclass(frozen=True)
 class Fit:
-    """Seconds as of :class:`~elora_sglang.eval.sim.machine.Machine`, and the mean relative error of each fit."""
+    """Seconds by name, of :data:`PREFILL` and :data:`STEP`; and the mean relative error of each."""
 
-    front_s: float
-    prefill_token_s: float
-    prefill_token2_s: float
-    step_s: float
-    step_request_s: float
-    step_context_s: float
-    step_rank_s: float
+    constants: dict[str, float]
     prefill_error: float
     decode_error: float
-
-    def constants(self) -> dict[str, float]:
-        """The machine's fields."""
-        return {key: value for key, value in asdict(self).items() if key.endswith("_s")}
 
 
 def fit(measured: Measured) -> Fit:
@@ -95,7 +90,7 @@ def fit(measured: Measured) -> Fit:
     prefill, prefill_error = _least(lengths, [seconds for *_, seconds in measured.prefills])
     batches = [[1.0, *batch] for *batch, _ in measured.decodes]
     step, decode_error = _least(batches, [seconds for *_, seconds in measured.decodes])
-    return Fit(*(*prefill, *step, prefill_error, decode_error))
+    return Fit(dict(zip(PREFILL + STEP, prefill + step, strict=True)), prefill_error, decode_error)
 
 
 def _least(rows: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[list[float], float]:
@@ -187,20 +182,13 @@ class Target(server.Api):
 
 
 def profile(
-    target: Target,
-    found: Fit,
-    *,
-    name: str | None,
-    device_tokens: int | None,
-    host_tokens: int | None,
-    link_gbps: float,
-    disk_gbps: float,
-) -> Machine:
+    target: Target, found: Fit, *, name: str | None, device_tokens: int | None, host_tokens: int | None,
+    link_gbps: float, disk_gbps: float,
+) -> Machine:  # fmt: skip
     """The profile of the server; None: by default, as :func:`register` says."""
     config, info = target.config, target.info
-    layers, hidden, heads = (
-        int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head = int(config.get("head_dim") or hidden // heads)
     width = 4 if "32" in str(info.get("dtype") or config.get("dtype") or config.get("torch_dtype")) else 2
@@ -232,7 +220,7 @@ def profile(
         disk_bytes_s=disk_gbps * 1e9,
         latency_s=2e-5,
         iteration_s=0.0,  # in the steps and in front_s
-        **found.constants(),
+        **found.constants,
         slot_load_s=0.0,
         max_running=int(info["max_running_requests"]),
         chunk_tokens=int(info.get("chunked_prefill_size") or 8192),
@@ -252,16 +240,8 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SystemExit(f"calibrate: {args.url}: {type(error).__name__}: {error}") from None
     Path(args.out).write_text(machine.to_json(), encoding="utf-8")
-    rows = [
-        ["prefill of a token", f"{1e6 * found.prefill_token_s:.3g} us"],
-        ["more per 1,000 tokens of context", f"{1e9 * found.prefill_token2_s:.3g} us"],
-        ["outside the scheduler", f"{1e3 * found.front_s:.3g} ms"],
-        ["decode step", f"{1e3 * found.step_s:.3g} ms"],
-        ["more per request", f"{1e3 * found.step_request_s:.3g} ms"],
-        ["more per 1,000 tokens of context", f"{1e6 * found.step_context_s:.3g} ms"],
-        ["more per LoRA rank in the batch", f"{1e6 * found.step_rank_s:.3g} us"],
-        ["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"],
-    ]
+    rows = [[what, f"{found.constants[key] / unit:.3g} {of}"] for key, (what, unit, of) in SHOWN.items()]
+    rows.append(["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"])
     reporting.progress(f"wrote {args.out}")
     shown = [reporting.Table(machine.name, ["", ""], rows)]
     return reporting.finish(args, shown, [], {"profile": json.loads(machine.to_json())})

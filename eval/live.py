@@ -31,22 +31,25 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the subcommand to ``python -m elora_sglang.eval``."""
     parser = subparsers.add_parser("live", help="live comparison under memory pressure, systems interleaved")
     add = parser.add_argument
-    add(
-        "--compare",
-        default=DEFAULT,
-        type=arguments.names(launch.NAMES),
-        help=f"systems, by comma: {', '.join(launch.NAMES)} (default {DEFAULT})",
-    )
+    known = arguments.names(launch.NAMES)
+    positive, positives, count = arguments.positive, arguments.positives, arguments.count
+    listed = f"systems, by comma: {', '.join(launch.NAMES)} (default %(default)s)"
+    add("--compare", default=DEFAULT, type=known, help=listed)
     add("--workload", choices=list(paper_traffic.SCALED), default="chat", help="traffic (default chat)")
-    add("--rates", type=arguments.positives, help="turns a second, by comma: every system at each of them")
+    add(
+        "--rates",
+        type=positives,
+        help="turns a second, by comma: every system at each of them, as they arrive",
+    )
     add("--peak", action="store_true", help="the highest rate of every system within --limit")
     add(
         "--limit",
-        type=arguments.positive,
+        type=positive,
         default=0.5,
         metavar="SECONDS",
         help="mean TTFT at the peak (default %(default)s)",
     )
+    add("--adapters", type=count, default=16, help="with --rates or --peak (default %(default)s)")
     add("--quick", action="store_true", help="one working set, one load, short runs: within 15 minutes")
     add("--ablate", action="store_true", help="also elora without each of its parts")
     add(
@@ -55,24 +58,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=model.RANKS,
         help="LoRA ranks, by comma (default %(default)s)",
     )
-    add("--working-sets", type=arguments.positives, help="over the device memory (default 2,4; quick 2)")
-    add(
-        "--loads",
-        type=arguments.positives,
-        help="shares of a baseline's own capacity, by comma (default 0.5,0.7,0.8; quick 0.7)",
+    add("--working-sets", type=positives, help="times the device memory, by comma (default 2,4; quick 2)")
+    add("--loads", type=positives, help="shares of a baseline's capacity (default 0.5,0.7,0.8; quick 0.7)")
+    add("--repeats", type=count, help="interleaved repeats (default 3; at rates 1)")
+    add("--seconds", type=positive, help="measured seconds a load (default 60, quick 5; at rates quick 30)")
+    late = (
+        "seconds in which the live sessions come in, dropped (default: as prefilling their histories takes)"
     )
-    add("--repeats", type=arguments.count, help="interleaved repeats (default 3; at rates 1)")
-    add(
-        "--seconds",
-        type=arguments.positive,
-        help="measured seconds a load (default 60, quick 5; at rates 60, 30)",
-    )
-    add(
-        "--warmup",
-        type=arguments.number,
-        help="seconds in which the live sessions come in, dropped (default: as prefilling their histories takes)",
-    )
-    add("--adapters", type=arguments.count, default=16, help="with --rates or --peak (default %(default)s)")
+    add("--warmup", type=arguments.number, help=late)
     add_rig(parser, ".eval-live", "16384, quick 8192, at rates 10240")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)

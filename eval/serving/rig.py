@@ -29,19 +29,14 @@ DEFAULT_PROFILE = "h200-llama-8b"
 
 def add_arguments(parser: argparse.ArgumentParser, state: str, device_default: str) -> None:
     """Add what every rig is asked for, besides ``--adapters``; with the defaults of folder and memory."""
-    add = parser.add_argument
-    add(
-        "--device-tokens", type=arguments.count, help=f"device memory in KV tokens (default {device_default})"
-    )
+    add, memory = parser.add_argument, f"device memory in KV tokens (default {device_default})"
+    add("--device-tokens", type=arguments.count, help=memory)
     add("--host-tokens", type=arguments.count, help="host memory in KV tokens (default 3 times the device's)")
     add("--running", type=arguments.count, default=8, help="requests at once (default %(default)s)")
     add("--state", type=Path, default=Path(state), help="folder of finished cells (default %(default)s)")
     add("--model", type=Path, help="folder of the evaluation model (default: model/ in --state)")
-    add(
-        "--link-gbps",
-        default="auto",
-        help="emulated link, GB/s each way; auto: the profile's link-to-compute ratio; 0: none (default auto)",
-    )
+    auto = "emulated link, GB/s each way; auto: the profile's link-to-compute ratio; 0: none (default auto)"
+    add("--link-gbps", default="auto", help=auto)
     add("--profile", default=DEFAULT_PROFILE, help="machine profile by name or file (default %(default)s)")
     add("--seed", type=int, default=1)
 
