@@ -105,10 +105,6 @@ def run(args: argparse.Namespace) -> int:
             "folder to measure all of them with this one"
         )
     shown = list(tables.tables(results))
-    if plan.complete(set(results)):
-        shown.insert(
-            0, reporting.Table("The paper's claims, simulated", claims.HEADER, claims.table(results))
-        )
     if not shown:
         shown = [reporting.Table(f"{len(tasks)} tasks are done", ["results"], [])]
     return reporting.finish(
