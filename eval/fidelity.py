@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from elora_sglang.core import trace
 from elora_sglang.eval import calibrate
 from elora_sglang.eval.baselines.record import ENV_RECORD
@@ -70,19 +68,13 @@ class Fidelity:
         rig, record = self.rig, self.rig.state.folder / f"order-{name}.jsonl"
         system = self._recording(rig.system(name), record)
         live = rig.server(system)
-        turns = sum(len(session.turns) for session in self.workload.sessions())
         try:
-            with live.awake(), tqdm(total=turns, unit="turn", desc=name, leave=False) as bar:
+            with live.awake():
                 machine = self._calibrated(live.url, name)
                 live.flush()
                 begin = len(record.read_text(encoding="utf-8").splitlines()) if record.exists() else 0
-                answers = player.play(
-                    live.url,
-                    self.workload,
-                    model.names(rig.budget.adapters),
-                    vocab=rig.vocab,
-                    told=lambda answered: bar.update(),
-                )
+                names = model.names(rig.budget.adapters)
+                answers = player.play(live.url, self.workload, names, vocab=rig.vocab, bar=name)
         finally:
             rig.keep([])
         # As the simulator counts: a turn that follows an answer with its session's start.
@@ -105,14 +97,9 @@ class Fidelity:
         budget, link_gbps = self.rig.budget, self.rig.link_gbps
         target = calibrate.Target(url, seed=7)
         machine = calibrate.profile(
-            target,
-            calibrate.fit(target.measure()),
-            name=f"{name} on this machine",
-            device_tokens=budget.device_tokens,
-            host_tokens=budget.host_tokens,
-            link_gbps=link_gbps,
-            disk_gbps=1.0,
-        )
+            target, calibrate.fit(target.measure()), name=f"{name} on this machine", link_gbps=link_gbps, disk_gbps=1.0,
+            device_tokens=budget.device_tokens, host_tokens=budget.host_tokens,
+        )  # fmt: skip
         if name not in launch.STOCK:
             return machine
         size = statistics.fmean(model.adapter_bytes(rank) for _, rank in target.adapters)
@@ -163,16 +150,8 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     try:
         with Rig(args, 10240) as rig:
-            budget = rig.budget
-            work = paper_traffic.workload(
-                args.workload,
-                rate=args.rate,
-                duration_s=args.seconds,
-                adapters=budget.adapters,
-                ranks=budget.ranks,
-                seed=args.seed,
-            )
-            label = f"{args.workload}/{about}/{asdict(budget)}/{rig.link_gbps:.4f}"
+            work = rig.workload(args.workload, rate=args.rate, duration_s=args.seconds, seed=args.seed)
+            label = f"{args.workload}/{about}/{asdict(rig.budget)}/{rig.link_gbps:.4f}"
             study = Fidelity(rig, work, label, args.seconds)
             for name in SYSTEMS:
                 live = study.live(name)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
+from tqdm import tqdm
 
 from elora_sglang.eval.support import estimates
 from elora_sglang.eval.workloads.model import Piece, Session, Turn, Workload
@@ -122,7 +123,7 @@ class _Run:
     spread: float | None = None
     rate: float = math.inf
     hints: bool = False
-    told: Callable[[int], None] = lambda answered: None
+    told: Callable[[], object] = lambda: None
     until_s: float = math.inf
 
     def __post_init__(self) -> None:
@@ -212,7 +213,7 @@ class _Run:
         tpot = (last - first) / (len(output) - 1) if len(output) > 1 else 0.0
         cached = int(about.get("cached_tokens", 0))
         self.answers.append(Answer(key, sent, first, tpot, len(ids), cached, host, output))
-        self.told(len(self.answers))
+        self.told()
         return self.answers[-1]
 
 
@@ -254,6 +255,7 @@ def serve(
     snapshot: Callable[[], Any] = lambda: None,
     sample: Callable[[], Any] | None = None,
     every: float = 5.0,
+    bar: str | None = None,
     **options: Any,
 ) -> Served:
     """Serve the lanes; what was sent is answered.
@@ -269,15 +271,15 @@ def serve(
             step begins when each of them has had an answer. A slow server is asked less.
         snapshot: called at both ends of each step, in a thread.
         sample: called every ``every`` seconds, in a thread.
-        options: ``hints``: whether requests carry session hints. ``told``: called after each answer with how many
-            there are. ``until_s``: turns that are due later are not sent.
+        bar: a progress bar is shown under this name.
+        options: ``hints``: whether requests carry session hints. ``until_s``: turns that are due later are not sent.
 
     Raises RuntimeError when a request fails.
     """
 
-    async def all_of_it() -> Served:
+    async def all_of_it(shown: tqdm[Any]) -> Served:
         rate = steps[0].rate if steps else math.inf
-        run = _Run(url, lanes, names, vocab, spread, rate, **options)
+        run = _Run(url, lanes, names, vocab, spread, rate, told=shown.update, **options)
         work = asyncio.create_task(run.go())
         line = asyncio.create_task(_steps(run, steps, settle, snapshot))
         while not work.done():
@@ -287,7 +289,9 @@ def serve(
         await work
         return await line
 
-    return asyncio.run(all_of_it())
+    turns = sum(len(session.turns) for lane in lanes for session in lane)
+    with tqdm(total=turns, unit="turn", desc=bar, leave=False, disable=bar is None) as shown:
+        return asyncio.run(all_of_it(shown))
 
 
 def lanes_of(workload: Workload) -> Lanes:

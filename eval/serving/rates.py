@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
-from elora_sglang.eval.serving import launch, paper_traffic, player
+from elora_sglang.eval.serving import launch, player
 from elora_sglang.eval.serving.comparison import rotated
 from elora_sglang.eval.serving.rig import Rig
 from elora_sglang.eval.sim import peak
@@ -34,7 +32,7 @@ class Rates:
     Attributes:
         rig: entered.
         names: systems.
-        workload: of :mod:`.paper_traffic`.
+        workload: its name.
         seconds: of a run, warm-up included.
         repeats: seeds of each rate.
         limit_s: mean TTFT at the peak.
@@ -59,22 +57,11 @@ class Rates:
         return found
 
     def _measure(self, system: launch.System, rate: float, seed: int) -> dict[str, Any]:
-        budget = self.rig.budget
-        whole = paper_traffic.workload(
-            self.workload,
-            rate=rate,
-            duration_s=BEFORE_S + self.seconds,
-            adapters=budget.adapters,
-            ranks=budget.ranks,
-            seed=seed,
-        )
+        whole = self.rig.workload(self.workload, rate=rate, duration_s=BEFORE_S + self.seconds, seed=seed)
         lanes = player.lanes_of(transforms.since(whole, BEFORE_S))
         step = player.Step(rate, (1 - WARMUP) * self.seconds)
-        turns = round(rate * self.seconds)
-        with tqdm(total=turns, unit="turn", desc=f"{system.key} at {rate:.2f}/s", leave=False) as bar:
-            (cell,) = self.rig.measure(
-                system, lanes, [step], settle=WARMUP * self.seconds, told=lambda answered: bar.update()
-            )
+        bar = f"{system.key} at {rate:.2f}/s"
+        (cell,) = self.rig.measure(system, lanes, [step], settle=WARMUP * self.seconds, bar=bar)
         return cell
 
     def _training_ttft(self, system: launch.System, rate: float) -> float:

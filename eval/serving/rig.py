@@ -15,11 +15,12 @@ from typing import Any, Self
 
 from elora_sglang.eval import server
 from elora_sglang.eval.serving import evaluation_model as model
-from elora_sglang.eval.serving import launch, player
+from elora_sglang.eval.serving import launch, paper_traffic, player
 from elora_sglang.eval.sim import machine
 from elora_sglang.eval.support import arguments
 from elora_sglang.eval.support.reporting import progress
 from elora_sglang.eval.support.state import State
+from elora_sglang.eval.workloads.model import Workload
 
 BOOTS_AT_ONCE = 2
 BOOT_S = 600.0
@@ -126,6 +127,11 @@ class Rig:
                 taken.append(time.perf_counter() - began)
         self.keep([])
         return {"prefill_s_per_token": statistics.median(taken[1:]) / PROBE_TOKENS}
+
+    def workload(self, name: str, **parameters: Any) -> Workload:
+        """One of the paper's, in the size of the model; see :func:`.paper_traffic.workload`."""
+        ranks, adapters = self.budget.ranks, self.budget.adapters
+        return paper_traffic.workload(name, ranks=ranks, adapters=adapters, **parameters)
 
     def system(self, name: str, setting: float | None = None, without: Sequence[str] = ()) -> launch.System:
         """A system of this rig. Raises ValueError for a setting that does not fit."""

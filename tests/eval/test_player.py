@@ -37,11 +37,12 @@ TALK = Session(
 OTHER = Session("other", None, (Turn(0, (Piece(1, 12), Piece(9, 4)), Piece(10, 2), at=0.1),))
 
 
-def test_prompts_hold_the_pieces_and_the_real_answers(server: AnsweringServer) -> None:
-    told: list[int] = []
-    played = player.play(server.url, work(TALK, OTHER), ["x", "y"], vocab=VOCAB, told=told.append)
+def test_prompts_hold_the_pieces_and_the_real_answers(
+    server: AnsweringServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = player.play(server.url, work(TALK, OTHER), ["x", "y"], vocab=VOCAB, bar="talk")
     answers = {one.key: one for one in played}
-    assert set(answers) == {"talk/0", "talk/1", "other/0"} and told == [1, 2, 3]
+    assert set(answers) == {"talk/0", "talk/1", "other/0"} and "3/3" in capsys.readouterr().err
     sent = {len(body["input_ids"]): body for body in server.requests}
     first, second = sent[25]["input_ids"], sent[25 + 2 + 6]["input_ids"]
     assert second[:25] == first and tuple(second[25:27]) == ANSWER
