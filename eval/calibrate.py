@@ -9,13 +9,10 @@ flags.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import itertools
 import json
 import random
 import statistics
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from elora_sglang.eval import client, reporting
+from elora_sglang.eval import server
+from elora_sglang.eval.serving import player
 from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.support import arguments, reporting
+from elora_sglang.eval.workloads.model import Piece, Session, Turn
 
 #: Prompt lengths, batch sizes and answer lengths that are measured.
 PROMPTS, BATCHES, ANSWER = (64, 256, 1024, 2048), (1, 2, 4, 8), 48
@@ -37,16 +37,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "calibrate", help="fit a machine profile to a live server", description=__doc__.split("\n\n")[1]
     )
-    parser.add_argument("--url", required=True, help="of the server, e.g. http://127.0.0.1:30000")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the profile is written here (.json)")
-    parser.add_argument("--name", default=None, help="of the profile (default: model and host)")
-    parser.add_argument("--device-tokens", type=int, help="tokens of KV and adapters (default: as it says)")
-    parser.add_argument("--host-tokens", type=int, help="of host memory (default 4 times the device's)")
-    parser.add_argument(
-        "--link-gbps", type=float, default=55.0, help="where it does not tell (default %(default)s)"
-    )
-    parser.add_argument("--disk-gbps", type=float, default=3.0, help="adapter files (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    add, positive = parser.add_argument, arguments.positive
+    add("--url", required=True, help="of the server, e.g. http://127.0.0.1:30000")
+    add("--out", required=True, metavar="FILE", help="the profile is written here (.json)")
+    add("--name", help="of the profile (default: model and host)")
+    add("--device-tokens", type=arguments.count, help="tokens of KV and adapters (default: as it says)")
+    add("--host-tokens", type=arguments.count, help="of host memory (default 4 times the device's)")
+    add("--link-gbps", type=positive, default=55.0, help="where it does not tell (default %(default)s)")
+    add("--disk-gbps", type=positive, default=3.0, help="adapter files (default %(default)s)")
+    add("--seed", type=int, default=0)
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -59,17 +58,26 @@ class Measured:
     decodes: list[tuple[int, int, int, float]]
 
 
+#: Constants of a prefill and of a decode step, as :class:`~elora_sglang.eval.sim.machine.Machine` names them; and of
+#: all, for people: the name, what one unit of the figure is in seconds, the unit.
+PREFILL = ("front_s", "prefill_token_s", "prefill_token2_s")
+STEP = ("step_s", "step_request_s", "step_context_s", "step_rank_s")
+SHOWN = {
+    "prefill_token_s": ("prefill of a token", 1e-6, "us"),
+    "prefill_token2_s": ("more per 1,000 tokens of context", 1e-9, "us"),
+    "front_s": ("outside the scheduler", 1e-3, "ms"),
+    "step_s": ("decode step", 1e-3, "ms"),
+    "step_request_s": ("more per request", 1e-3, "ms"),
+    "step_context_s": ("more per 1,000 tokens of context", 1e-6, "ms"),
+    "step_rank_s": ("more per LoRA rank in the batch", 1e-6, "us"),
+}
+
+
 @dataclass(frozen=True)
 class Fit:
-    """Seconds as of :class:`~elora_sglang.eval.sim.machine.Machine`, and the mean relative error of each fit."""
+    """Seconds by name, of :data:`PREFILL` and :data:`STEP`; and the mean relative error of each."""
 
-    front_s: float
-    prefill_token_s: float
-    prefill_token2_s: float
-    step_s: float
-    step_request_s: float
-    step_context_s: float
-    step_rank_s: float
+    constants: dict[str, float]
     prefill_error: float
     decode_error: float
 
@@ -79,47 +87,33 @@ def fit(measured: Measured) -> Fit:
     if len(measured.prefills) < 3 or len(measured.decodes) < 4:
         raise ValueError("a fit needs at least three prompt lengths and four batches")
     lengths = [[1.0, n, n * (n - 1) / 2] for n, _ in measured.prefills]
-    front, token, token2 = _least(lengths, [t for _, t in measured.prefills])
-    batches = [[1.0, batch, context, ranks] for batch, context, ranks, _ in measured.decodes]
-    step, request, context, rank = _least(batches, [t for *_, t in measured.decodes])
-    return Fit(
-        front, token, token2, step, request, context, rank,
-        _error(lengths, (front, token, token2), [t for _, t in measured.prefills]),
-        _error(batches, (step, request, context, rank), [t for *_, t in measured.decodes]),
-    )  # fmt: skip
+    prefill, prefill_error = _least(lengths, [seconds for *_, seconds in measured.prefills])
+    batches = [[1.0, *batch] for *batch, _ in measured.decodes]
+    step, decode_error = _least(batches, [seconds for *_, seconds in measured.decodes])
+    return Fit(dict(zip(PREFILL + STEP, prefill + step, strict=True)), prefill_error, decode_error)
 
 
-def _least(rows: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
-    matrix, target = np.array(rows, dtype=float), np.array(times, dtype=float)
-    matrix = matrix / target[:, None]
+def _least(rows: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[list[float], float]:
+    """Constants, and their mean relative error."""
+    matrix = np.array(rows, dtype=float) / np.array(times, dtype=float)[:, None]
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1.0
-    found, _ = nnls(matrix / scale, np.ones(len(target)))
-    return tuple(float(value) for value in found / scale)
+    found = nnls(matrix / scale, np.ones(len(times)))[0] / scale
+    return found.tolist(), float(np.abs(matrix @ found - 1.0).mean())
 
 
-def _error(rows: Sequence[Sequence[float]], values: Sequence[float], times: Sequence[float]) -> float:
-    predicted = [sum(a * b for a, b in zip(row, values, strict=True)) for row in rows]
-    return statistics.fmean(abs(p - t) / t for p, t in zip(predicted, times, strict=True))
-
-
-class Target:
+class Target(server.Api):
     """The server under calibration."""
 
     def __init__(self, url: str, seed: int) -> None:
-        self.url = url.rstrip("/")
-        self._rng = random.Random(f"calibrate/{seed}")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self.info: dict[str, Any] = self._get("/server_info")
+        super().__init__(url.rstrip("/"))
+        self._ids = itertools.count(random.Random(f"calibrate/{seed}").getrandbits(60))
+        self.info: dict[str, Any] = self.get("/server_info").json()
         config = json.loads((Path(self.info["model_path"]) / "config.json").read_text())
         self.config: dict[str, Any] = config.get("text_config", config)
-        names = [model["id"] for model in self._get("/v1/models")["data"] if model.get("parent")]
+        names = [one["id"] for one in self.get("/v1/models").json()["data"] if one.get("parent")]
         #: (name, LoRA rank) of the adapters it serves.
         self.adapters = [(name, self._rank(name)) for name in names]
-
-    def _get(self, path: str) -> Any:
-        with self._opener.open(self.url + path, timeout=60) as reply:
-            return json.load(reply)
 
     def _rank(self, name: str) -> int:
         for entry in self.info.get("lora_paths") or []:
@@ -130,29 +124,19 @@ class Target:
                 return int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
         raise ValueError(f"adapter {name!r} was not given with --lora-paths: its LoRA rank is not known")
 
-    def flush(self) -> None:
-        """Empty its caches."""
-        request = urllib.request.Request(self.url + "/flush_cache", b"", method="POST")
-        for _ in range(50):
-            try:
-                with self._opener.open(request, timeout=60):
-                    return
-            except urllib.error.HTTPError:
-                time.sleep(0.2)
-        raise ValueError("the server is never idle: it serves somebody else")
-
-    def _prompt(self, tokens: int) -> tuple[int, ...]:
-        return tuple(self._rng.randrange(5, self.config["vocab_size"]) for _ in range(tokens))
-
     def send(
         self, prompts: Sequence[int], answer: int, adapters: Sequence[str | None]
-    ) -> list[client.Answer]:
-        """Prompts of these lengths at the same time, each with its adapter."""
-        jobs = [
-            client.Job(self._prompt(length), name, answer)
-            for length, name in zip(prompts, adapters, strict=True)
-        ]
-        return asyncio.run(client.run_open_loop(self.url, jobs))
+    ) -> list[player.Answer]:
+        """Prompts of these lengths, known to no cache, at the same time, each with its adapter."""
+        names = list(dict.fromkeys(name for name in adapters if name is not None))
+
+        def session(length: int, name: str | None) -> Session:
+            number = next(self._ids)
+            turn = Turn(0, (Piece(number, length),), Piece(0, answer), at=0.0)
+            return Session(str(number), None if name is None else names.index(name), (turn,))
+
+        lanes = [[session(*one)] for one in zip(prompts, adapters, strict=True)]
+        return player.serve(self.url, lanes, names, vocab=self.config["vocab_size"]).answers
 
     def switch_s(self) -> float:
         """Median seconds that a request for an adapter other than the last ones waits longer; 0 where all have room."""
@@ -197,12 +181,14 @@ class Target:
         return batch, batch * (prompt + ANSWER // 2), ranks, tpot
 
 
-def profile(target: Target, found: Fit, args: argparse.Namespace) -> Machine:
-    """The profile of the server."""
+def profile(
+    target: Target, found: Fit, *, name: str | None, device_tokens: int | None, host_tokens: int | None,
+    link_gbps: float, disk_gbps: float,
+) -> Machine:  # fmt: skip
+    """The profile of the server; None: by default, as :func:`register` says."""
     config, info = target.config, target.info
-    layers, hidden, heads = (
-        int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head = int(config.get("head_dim") or hidden // heads)
     width = 4 if "32" in str(info.get("dtype") or config.get("dtype") or config.get("torch_dtype")) else 2
@@ -210,12 +196,12 @@ def profile(target: Target, found: Fit, args: argparse.Namespace) -> Machine:
     q, k, ffn = heads * head, kv_heads * head, int(config["intermediate_size"])
     per_rank = layers * width * (2 * (hidden + q) + 2 * (hidden + k) + 3 * (hidden + ffn))
     elora = info["internal_states"][0].get("elora") or {}
-    link = float(elora.get("link_gbps") or args.link_gbps) * 1e9
-    device = args.device_tokens or int(info["max_total_num_tokens"])
+    link = float(elora.get("link_gbps") or link_gbps) * 1e9
+    device = device_tokens or int(info["max_total_num_tokens"])
     errors = f"{found.prefill_error:.0%} of prefills, {found.decode_error:.0%} of steps"
     measured = f"measured by `calibrate`, mean error {errors}"
     return Machine(
-        name=args.name or f"{Path(info['model_path']).name} at {target.url}",
+        name=name or f"{Path(info['model_path']).name} at {target.url}",
         sources={
             "default": measured,
             "kv_bytes_per_token": "the model's configuration",
@@ -228,19 +214,13 @@ def profile(target: Target, found: Fit, args: argparse.Namespace) -> Machine:
         adapter_bytes_per_rank=per_rank,
         layers=layers,
         device_bytes=float(device * kv),
-        host_bytes=float((args.host_tokens or 4 * device) * kv),
+        host_bytes=float((host_tokens or 4 * device) * kv),
         load_bytes_s=link,
         save_bytes_s=link,
-        disk_bytes_s=args.disk_gbps * 1e9,
+        disk_bytes_s=disk_gbps * 1e9,
         latency_s=2e-5,
-        prefill_token_s=found.prefill_token_s,
-        prefill_token2_s=found.prefill_token2_s,
-        step_s=found.step_s,
-        step_request_s=found.step_request_s,
-        step_context_s=found.step_context_s,
-        step_rank_s=found.step_rank_s,
         iteration_s=0.0,  # in the steps and in front_s
-        front_s=found.front_s,
+        **found.constants,
         slot_load_s=0.0,
         max_running=int(info["max_running_requests"]),
         chunk_tokens=int(info.get("chunked_prefill_size") or 8192),
@@ -253,26 +233,15 @@ def run(args: argparse.Namespace) -> int:
         target = Target(args.url, args.seed)
         measured = target.measure()
         found = fit(measured)
-        machine = profile(target, found, args)
+        machine = profile(
+            target, found, name=args.name, device_tokens=args.device_tokens, host_tokens=args.host_tokens,
+            link_gbps=args.link_gbps, disk_gbps=args.disk_gbps,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SystemExit(f"calibrate: {args.url}: {type(error).__name__}: {error}") from None
     Path(args.out).write_text(machine.to_json(), encoding="utf-8")
-    rows = [
-        ["prefill of a token", f"{1e6 * found.prefill_token_s:.3g} us"],
-        ["more per 1,000 tokens of context", f"{1e9 * found.prefill_token2_s:.3g} us"],
-        ["outside the scheduler", f"{1e3 * found.front_s:.3g} ms"],
-        ["decode step", f"{1e3 * found.step_s:.3g} ms"],
-        ["more per request", f"{1e3 * found.step_request_s:.3g} ms"],
-        ["more per 1,000 tokens of context", f"{1e6 * found.step_context_s:.3g} ms"],
-        ["more per LoRA rank in the batch", f"{1e6 * found.step_rank_s:.3g} us"],
-        ["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"],
-    ]
+    rows = [[what, f"{found.constants[key] / unit:.3g} {of}"] for key, (what, unit, of) in SHOWN.items()]
+    rows.append(["error of prefills, of steps", f"{found.prefill_error:.1%}, {found.decode_error:.1%}"])
     reporting.progress(f"wrote {args.out}")
-    return reporting.finish(
-        args,
-        title=machine.name,
-        header=["", ""],
-        rows=rows,
-        aims=[],
-        data={"profile": json.loads(machine.to_json())},
-    )
+    shown = [reporting.Table(machine.name, ["", ""], rows)]
+    return reporting.finish(args, shown, [], {"profile": json.loads(machine.to_json())})

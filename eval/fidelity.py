@@ -9,129 +9,106 @@ compared: given the order of events, hits must be the same to the token.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from elora_sglang.core import trace
-from elora_sglang.eval import calibrate, reporting
+from elora_sglang.eval import calibrate
 from elora_sglang.eval.baselines.record import ENV_RECORD
-from elora_sglang.eval.serving import model, player, profile, scaled, systems
-from elora_sglang.eval.serving.ground import Ground
+from elora_sglang.eval.serving import evaluation_model as model
+from elora_sglang.eval.serving import launch, paper_traffic, player
+from elora_sglang.eval.serving.rates import WARMUP
+from elora_sglang.eval.serving.rig import Rig
+from elora_sglang.eval.serving.rig import add_arguments as add_rig
 from elora_sglang.eval.sim import recorded
 from elora_sglang.eval.sim import systems as simulated
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.run import simulate
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import arguments, reporting
 from elora_sglang.eval.workloads.model import Workload
 
 #: Live systems and what simulates them: HiCache is started without overlapped adapter loading, as `live` does.
 SYSTEMS = {"stock": "stock", "hicache": "vllm-offload", "elora": "elora"}
 #: Relative error of the mean TTFT that is aimed for.
 AIM = 0.10
-WARMUP = 0.3
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand to ``python -m elora_sglang.eval``."""
     parser = subparsers.add_parser("fidelity", help="the simulator beside live servers")
-    add = parser.add_argument
-    add("--workload", choices=scaled.names(), default="chat", help="traffic (default %(default)s)")
-    add("--rate", type=float, default=2.0, help="turns a second (default %(default)s)")
-    add("--seconds", type=float, default=90.0, help="of sessions that begin (default %(default)s)")
-    add("--adapters", type=int, default=12, help="(default %(default)s)")
-    add("--device-tokens", type=int, default=10240, help="memory in KV tokens (default %(default)s)")
-    add("--host-tokens", type=int, help="(default 3 times the device's)")
-    add("--running", type=int, default=8, help="requests running at once (default %(default)s)")
-    add(
-        "--state",
-        type=Path,
-        default=Path(".eval-fidelity"),
-        help="folder of finished cells (default %(default)s)",
-    )
-    add("--model", type=Path, help="folder of the evaluation model (default: model/ in --state)")
-    add("--link-gbps", default="auto", help="emulated link, GB/s each way (default: as `live`)")
-    add("--profile", default=profile.DEFAULT, help="GPU profile of the link (default %(default)s)")
-    add("--seed", type=int, default=1)
+    add, positive = parser.add_argument, arguments.positive
+    add("--workload", choices=list(paper_traffic.SCALED), default="chat", help="(default %(default)s)")
+    add("--rate", type=positive, default=2.0, help="turns a second (default %(default)s)")
+    add("--seconds", type=positive, default=90.0, help="of sessions that begin (default %(default)s)")
+    add("--adapters", type=arguments.count, default=12, help="(default %(default)s)")
+    add_rig(parser, ".eval-fidelity", "10240")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 @dataclass
 class Fidelity:
-    """One run over all systems."""
+    """One run over all systems. ``label``: of its cells."""
 
-    ground: Ground
+    rig: Rig
     workload: Workload
     label: str
     seconds: float
 
     def live(self, name: str) -> dict[str, Any]:
         """Profile, answers and recorded order of one server, from disk or measured now."""
-        found: dict[str, Any] = self.ground.state.cell(
-            ("fidelity", name, self.label), lambda: self._measure(name)
-        )
+        key = ("fidelity", name, self.label)
+        found: dict[str, Any] = self.rig.state.cell(key, lambda: self._measure(name))
         return found
 
     def _measure(self, name: str) -> dict[str, Any]:
-        ground = self.ground
-        record = ground.state.folder / f"order-{name}.jsonl"
-        system = self._recording(ground.make(name), record)
-        running = ground.running(system)
-        running.go()
+        rig, record = self.rig, self.rig.state.folder / f"order-{name}.jsonl"
+        system = self._recording(rig.system(name), record)
+        live = rig.server(system)
         try:
-            machine = self._calibrated(running.live.url, name)
-            running.flush()
-            begin = _lines(record)
-            turns = sum(len(session.turns) for session in self.workload.sessions())
-            with tqdm(total=turns, unit="turn", desc=name, leave=False) as bar:
-                records = player.play(
-                    running.live.url,
-                    self.workload,
-                    scaled.adapter_names(ground.budget.adapters),
-                    vocab=ground.vocab,
-                    told=lambda answered: bar.update(),
-                )
+            with live.awake():
+                machine = self._calibrated(live.url, name)
+                live.flush()
+                begin = len(record.read_text(encoding="utf-8").splitlines()) if record.exists() else 0
+                names = model.names(rig.budget.adapters)
+                answers = player.play(live.url, self.workload, names, vocab=rig.vocab, bar=name)
         finally:
-            ground.fleet.drop([system.key])
+            rig.keep([])
+        # As the simulator counts: a turn that follows an answer with its session's start.
+        due = player.due(self.workload)
+        counted = [one for one in answers if due[one.key] >= WARMUP * self.seconds]
         return {
             "setting": system.setting,
-            "machine": dataclasses.asdict(machine),
-            "summary": player.summary(records, player.due(self.workload), WARMUP * self.seconds),
+            "machine": asdict(machine),
+            "summary": player.summary(counted, self.seconds),
             "order": order(name, record, begin),
         }
 
-    def _recording(self, system: systems.System, record: Path) -> systems.System:
-        if system.name in systems.STOCK:
-            return dataclasses.replace(system, env={**system.env, ENV_RECORD: str(record)})
-        return dataclasses.replace(system, flags=("--elora-trace-out", str(record), *system.flags))
+    def _recording(self, system: launch.System, record: Path) -> launch.System:
+        record.unlink(missing_ok=True)
+        if system.name in launch.STOCK:
+            return replace(system, env={**system.env, ENV_RECORD: str(record)})
+        return replace(system, flags=("--elora-trace-out", str(record), *system.flags))
 
     def _calibrated(self, url: str, name: str) -> Machine:
-        budget = self.ground.budget
+        budget, link_gbps = self.rig.budget, self.rig.link_gbps
         target = calibrate.Target(url, seed=7)
-        asked = argparse.Namespace(
-            name=f"{name} on this machine",
-            device_tokens=budget.device_tokens,
-            host_tokens=budget.host_tokens,
-            link_gbps=self.ground.link_gbps,
-            disk_gbps=1.0,
-        )
-        machine = calibrate.profile(target, calibrate.fit(target.measure()), asked)
-        if name not in systems.STOCK:
+        machine = calibrate.profile(
+            target, calibrate.fit(target.measure()), name=f"{name} on this machine", link_gbps=link_gbps, disk_gbps=1.0,
+            device_tokens=budget.device_tokens, host_tokens=budget.host_tokens,
+        )  # fmt: skip
+        if name not in launch.STOCK:
             return machine
         size = statistics.fmean(model.adapter_bytes(rank) for _, rank in target.adapters)
-        link_s = size / (self.ground.link_gbps * 1e9)
-        return dataclasses.replace(machine, slot_load_s=max(target.switch_s() - link_s, 0.0))
+        link_s = size / (link_gbps * 1e9)
+        return replace(machine, slot_load_s=max(target.switch_s() - link_s, 0.0))
 
     def predicted(self, name: str, live: dict[str, Any]) -> dict[str, Any]:
         """What the simulator says of the same workload, from the server's profile."""
-        budget = self.ground.budget
-        system = simulated.systems()[SYSTEMS[name]]
+        budget, system = self.rig.budget, simulated.systems()[SYSTEMS[name]]
         knobs: dict[str, Any] = {"slots": int(live["setting"])} if system.knob == "slots" else {}
         return simulate(
             self.workload,
@@ -145,35 +122,23 @@ class Fidelity:
         ).figures
 
 
-def _lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with path.open(encoding="utf-8") as lines:
-        return sum(1 for _ in lines)
-
-
 def order(name: str, record: Path, begin: int) -> dict[str, Any]:
     """The recorded order of events, replayed: tokens found as recorded and as replayed, and the first difference.
 
     ``begin``: lines that the calibration wrote; all are replayed, for the state they leave.
     """
-    with record.open(encoding="utf-8") as lines:
-        if name in systems.STOCK:
-            return asdict(recorded.replay(lines)) | {"calibration": begin}
-        found = trace.replay(lines, players=1)
-    matches, device, host = 0, 0, 0
-    with record.open(encoding="utf-8") as lines:
-        for line in lines:
-            event = json.loads(line)
-            if isinstance(event, list) and event[0] == "match":
-                matches, device, host = matches + 1, device + event[3][1], host + event[3][3]
-    # The replay compares every answer, so without a difference the same tokens were found.
-    same = [device, host] if found.mismatch is None else [0, 0]
+    lines = record.read_text(encoding="utf-8").splitlines()
+    if name in launch.STOCK:
+        return asdict(recorded.replay(lines)) | {"calibration": begin}
+    found = trace.replay(lines, players=1)
+    matches = [one for one in map(json.loads, lines) if isinstance(one, list) and one[0] == "match"]
+    tokens = [sum(one[3][1] for one in matches), sum(one[3][3] for one in matches)]
     return {
         "events": found.events,
-        "matches": matches,
-        "recorded": [device, host],
-        "replayed": same,
+        "matches": len(matches),
+        "recorded": tokens,
+        # The replay compares every answer, so without a difference the same tokens were found.
+        "replayed": tokens if found.mismatch is None else [0, 0],
         "difference": found.mismatch,
         "calibration": begin,
     }
@@ -181,51 +146,28 @@ def order(name: str, record: Path, begin: int) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Serve, simulate, compare; returns the exit status."""
-    budget = systems.Budget(
-        args.device_tokens,
-        args.host_tokens or 3 * args.device_tokens,
-        args.running,
-        args.adapters,
-        model.RANKS,
-    )
-    state = State(args.state.absolute())
-    folder = (args.model or state.folder / "model").absolute()
-    ground = Ground("fidelity", folder, state, budget, args.link_gbps, profile.load(args.profile))
-    work = scaled.workload(
-        args.workload,
-        rate=args.rate,
-        duration_s=args.seconds,
-        adapters=args.adapters,
-        ranks=model.RANKS,
-        seed=args.seed,
-    )
+    about = {"rate": args.rate, "seconds": args.seconds, "seed": args.seed}
     found: dict[str, Any] = {}
     try:
-        ground.prepare()
-        label = f"{args.workload}/{args.rate:g}/{args.seconds:g}/{args.seed}/{asdict(budget)}/{ground.link_gbps:.4f}"
-        study = Fidelity(ground, work, label, args.seconds)
-        for name in SYSTEMS:
-            live = study.live(name)
-            found[name] = {"live": live, "predicted": study.predicted(name, live)}
-            reporting.progress(f"{name}: {live['order']['events']} events replayed")
+        with Rig(args, 10240) as rig:
+            work = rig.workload(args.workload, rate=args.rate, duration_s=args.seconds, seed=args.seed)
+            label = f"{args.workload}/{about}/{asdict(rig.budget)}/{rig.link_gbps:.4f}"
+            study = Fidelity(rig, work, label, args.seconds)
+            for name in SYSTEMS:
+                live = study.live(name)
+                found[name] = {"live": live, "predicted": study.predicted(name, live)}
+                reporting.progress(f"{name}: {live['order']['events']} events replayed")
     except (RuntimeError, ValueError, OSError) as error:
         raise SystemExit(f"fidelity: {error}") from error
-    finally:
-        ground.fleet.end()
+    what = f"{args.workload}: predicted from the workload alone"
     tables = [
-        reporting.Table(f"{args.workload}: predicted from the workload alone", PREDICTED, predictions(found)),
-        reporting.Table("Hits, given the recorded order of events", ORDERED, orders(found)),
+        reporting.Table(what, PREDICTED, predictions(found), "fidelity-predicted"),
+        reporting.Table("Hits, given the recorded order of events", ORDERED, orders(found), "fidelity-order"),
     ]
-    first, *more = tables
+    data = {"title": "The simulator beside live servers", "fidelity": found}
     return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=aims(found),
-        data={
-            "title": "The simulator beside live servers",
-            "tables": [asdict(table) for table in tables],
-            "fidelity": found, "budget": asdict(budget), "link_gbps": ground.link_gbps,
-            "workload": {"name": args.workload, "rate": args.rate, "seconds": args.seconds, "seed": args.seed},
-        },
-    )  # fmt: skip
+        args, tables, aims(found), data | rig.about() | {"workload": {"name": args.workload, **about}}
+    )
 
 
 PREDICTED = (
@@ -237,8 +179,7 @@ ORDERED = ("system", "events", "matches", "tokens found, recorded", "replayed", 
 
 def error(values: dict[str, Any]) -> float:
     """Of the predicted mean TTFT, relative to the live one."""
-    live = float(values["live"]["summary"]["ttft"]["mean"])
-    return float(values["predicted"]["ttft"]["mean"]) / live - 1.0
+    return float(values["predicted"]["ttft"]["mean"] / values["live"]["summary"]["ttft_mean"] - 1.0)
 
 
 def predictions(found: dict[str, Any]) -> list[list[object]]:
@@ -248,38 +189,32 @@ def predictions(found: dict[str, Any]) -> list[list[object]]:
         live, said = values["live"]["summary"], values["predicted"]
         rows.append([
             name, live["requests"],
-            f"{1000 * live['ttft']['mean']:.1f}", f"{1000 * said['ttft']['mean']:.1f}", f"{100 * error(values):+.1f} %",
-            f"{1000 * live['ttft']['p99']:.0f}", f"{1000 * said['ttft']['p99']:.0f}",
-            f"{1000 * live['tpot']['mean']:.1f}", f"{1000 * said['tpot']['mean']:.1f}",
-            *(
-                f"{100 * one['kv_hits'][tier]:.1f}"
-                for tier in ("device", "host")
-                for one in (live, said)
-            ),
+            f"{1000 * live['ttft_mean']:.1f}", f"{1000 * said['ttft']['mean']:.1f}", f"{100 * error(values):+.1f} %",
+            f"{1000 * live['ttft_p99']:.0f}", f"{1000 * said['ttft']['p99']:.0f}",
+            f"{1000 * live['tpot_mean']:.1f}", f"{1000 * said['tpot']['mean']:.1f}",
+            f"{100 * live['hit_device']:.1f}", f"{100 * said['kv_hits']['device']:.1f}",
+            f"{100 * live['hit_host']:.1f}", f"{100 * said['kv_hits']['host']:.1f}",
         ])  # fmt: skip
     return rows
 
 
 def orders(found: dict[str, Any]) -> list[list[object]]:
     """Rows under :data:`ORDERED`."""
-    rows: list[list[object]] = []
-    for name, values in found.items():
-        one = values["live"]["order"]
-        rows.append([
+    return [
+        [
             name, f"{one['events']:,}", f"{one['matches']:,}",
-            " + ".join(f"{tokens:,}" for tokens in one["recorded"]),
-            " + ".join(f"{tokens:,}" for tokens in one["replayed"]),
+            *(" + ".join(f"{tokens:,}" for tokens in one[key]) for key in ("recorded", "replayed")),
             one["difference"] or "none",
-        ])  # fmt: skip
-    return rows
+        ]
+        for name, one in ((name, values["live"]["order"]) for name, values in found.items())
+    ]  # fmt: skip
 
 
 def aims(found: dict[str, Any]) -> list[reporting.Aim]:
     """Mean TTFT within 10 %, and not one token found otherwise."""
     checks = []
     for name, values in found.items():
-        off = abs(error(values))
-        checks.append(reporting.Aim(f"{name}: error of the mean TTFT", off, f"<= {AIM:g}", off <= AIM))
+        checks.append(reporting.Aim.at_most(f"{name}: error of the mean TTFT", abs(error(values)), AIM))
         one = values["live"]["order"]
         same = one["difference"] is None and list(one["recorded"]) == list(one["replayed"])
         checks.append(reporting.Aim(f"{name}: hits as recorded", float(same), "1", same))

@@ -15,134 +15,105 @@ from __future__ import annotations
 import argparse
 import signal
 from dataclasses import asdict
-from pathlib import Path
 
-from elora_sglang.eval import reporting, server
-from elora_sglang.eval.serving import comparison, model, profile, report, scaled, sweep, systems
-from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval import server
+from elora_sglang.eval.serving import chat, comparison, launch, paper_traffic, rates, report
+from elora_sglang.eval.serving import evaluation_model as model
+from elora_sglang.eval.serving.rig import Rig
+from elora_sglang.eval.serving.rig import add_arguments as add_rig
+from elora_sglang.eval.support import arguments, reporting
 
 DEFAULT = "stock,stock-overlap,hicache,static,lru,paper,elora"
+RATES_DEVICE_TOKENS, DEVICE_TOKENS, QUICK_DEVICE_TOKENS = 10240, 16384, 8192
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand to ``python -m elora_sglang.eval``."""
     parser = subparsers.add_parser("live", help="live comparison under memory pressure, systems interleaved")
     add = parser.add_argument
+    known = arguments.names(launch.NAMES)
+    positive, positives, count = arguments.positive, arguments.positives, arguments.count
+    listed = f"systems, by comma: {', '.join(launch.NAMES)} (default %(default)s)"
+    add("--compare", default=DEFAULT, type=known, help=listed)
+    add("--workload", choices=list(paper_traffic.SCALED), default="chat", help="traffic (default chat)")
     add(
-        "--compare",
-        default=DEFAULT,
-        help=f"systems, by comma: {', '.join(systems.NAMES)} (default {DEFAULT})",
+        "--rates",
+        type=positives,
+        help="turns a second, by comma: every system at each of them, as they arrive",
     )
-    add("--workload", choices=scaled.names(), default="chat", help="traffic (default chat)")
-    add("--rates", help="turns a second, by comma: every system at each of them, as the turns arrive")
     add("--peak", action="store_true", help="the highest rate of every system within --limit")
     add(
         "--limit",
-        type=float,
+        type=positive,
         default=0.5,
         metavar="SECONDS",
         help="mean TTFT at the peak (default %(default)s)",
     )
-    add("--adapters", type=int, default=16, help="with --rates or --peak (default %(default)s)")
+    add("--adapters", type=count, default=16, help="with --rates or --peak (default %(default)s)")
     add("--quick", action="store_true", help="one working set, one load, short runs: within 15 minutes")
     add("--ablate", action="store_true", help="also elora without each of its parts")
     add(
-        "--link-gbps",
-        default="auto",
-        help="emulated link, GB/s each way; auto: the GPU profile's link-to-compute ratio; 0: none (default auto)",
+        "--ranks",
+        type=arguments.counts,
+        default=model.RANKS,
+        help="LoRA ranks, by comma (default %(default)s)",
     )
-    add("--profile", default=profile.DEFAULT, help="GPU profile by name or file (default %(default)s)")
-    add(
-        "--state", type=Path, default=Path(".eval-live"), help="folder of finished cells (default .eval-live)"
+    add("--working-sets", type=positives, help="times the device memory, by comma (default 2,4; quick 2)")
+    add("--loads", type=positives, help="shares of a baseline's capacity (default 0.5,0.7,0.8; quick 0.7)")
+    add("--repeats", type=count, help="interleaved repeats (default 3; at rates 1)")
+    add("--seconds", type=positive, help="measured seconds a load (default 60, quick 5; at rates quick 30)")
+    late = (
+        "seconds in which the live sessions come in, dropped (default: as prefilling their histories takes)"
     )
-    add(
-        "--model", type=Path, default=None, help="folder of the evaluation model (default: model/ in --state)"
-    )
-    add("--device-tokens", type=int, help="device memory in KV tokens (default 16384, quick 8192)")
-    add("--host-tokens", type=int, help="host memory in KV tokens (default 3 times the device's)")
-    add("--running", type=int, default=8, help="requests running at once (default 8)")
-    add("--ranks", default=None, help=f"LoRA ranks, by comma, in turn (default {model.RANKS})")
-    add("--working-sets", help="times the device memory, by comma (default 2,4; quick 2)")
-    add("--loads", help="shares of a baseline's own capacity, by comma (default 0.5,0.7,0.8; quick 0.7)")
-    add("--repeats", type=int, help="interleaved repeats (default 3)")
-    add("--seconds", type=float, help="measured seconds a load (default 60, quick 5)")
-    add(
-        "--warmup",
-        type=float,
-        help="seconds in which the live sessions come in, dropped (default: as prefilling their histories takes)",
-    )
-    add("--seed", type=int, default=1)
+    add("--warmup", type=arguments.number, help=late)
+    add_rig(parser, ".eval-live", "16384, quick 8192, at rates 10240")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
-def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    return default if text is None else tuple(float(part) for part in text.split(","))
-
-
-def _names(args: argparse.Namespace) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(args.compare.split(",")))
-    unknown = [name for name in names if name not in systems.NAMES]
-    if unknown:
-        raise SystemExit(f"live: --compare {unknown[0]!r} is not one of {', '.join(systems.NAMES)}")
-    return names
-
-
 def settings(args: argparse.Namespace) -> comparison.Settings:
     """What the arguments ask for; SystemExit with one line where they make no sense."""
-    names = _names(args)
-    if "stock" not in names:
+    if "stock" not in args.compare:
         raise SystemExit("live: --compare needs stock: loads are shares of its capacity")
     quick = args.quick
-    device = args.device_tokens or (8192 if quick else 16384)
-    repeats = args.repeats or 3
     seconds = args.seconds or (5.0 if quick else 60.0)
-    state = args.state.absolute()
     return comparison.Settings(
-        names=names,
-        folder=(args.model or state / "model").absolute(),
-        state=state,
-        device_tokens=device,
-        host_tokens=args.host_tokens or 3 * device,
-        running=args.running,
-        factors=_numbers(args.working_sets, (2.0,) if quick else (2.0, 4.0)),
-        loads=_numbers(args.loads, (0.7,) if quick else (0.5, 0.7, 0.8)),
-        repeats=repeats,
+        names=args.compare,
+        factors=args.working_sets or ((2.0,) if quick else (2.0, 4.0)),
+        loads=args.loads or ((0.7,) if quick else (0.5, 0.7, 0.8)),
+        repeats=args.repeats or 3,
         warmup=args.warmup,
         seconds=seconds,
         tuning_seconds=min(seconds, 10.0 if quick else 30.0),
         seed=args.seed,
         quick=quick,
         ablate=args.ablate,
-        link=args.link_gbps,
-        ranks=tuple(int(rank) for rank in _numbers(args.ranks, model.RANKS)),
-        gpu=profile.load(args.profile),
     )
 
 
-def _sweep(args: argparse.Namespace) -> int:
-    rates = _numbers(args.rates, ())
-    if any(rate <= 0 for rate in rates):
-        raise SystemExit(f"live: --rates takes turns a second above 0, got {args.rates}")
-    names = _names(args)
-    device = args.device_tokens or 10240
-    ranks = tuple(int(rank) for rank in _numbers(args.ranks, model.RANKS))
-    budget = systems.Budget(device, args.host_tokens or 3 * device, args.running, args.adapters, ranks)
-    state = State(args.state.absolute())
-    folder = (args.model or state.folder / "model").absolute()
-    ground = Ground("live", folder, state, budget, args.link_gbps, profile.load(args.profile))
-    seconds = args.seconds or (30.0 if args.quick else 60.0)
-    run = sweep.Sweep(ground, names, args.workload, seconds, args.repeats or 1, args.limit, args.seed)
-    try:
-        ground.prepare()
-        run.tune(rates[0] if rates else 1.0)
-        peaks = run.peaks(rates[0] if rates else 1.0) if args.peak else {}
-        cells = run.cells(rates)
-    except (RuntimeError, ValueError) as error:
-        raise SystemExit(f"live: {error}") from error
-    finally:
-        ground.fleet.end()
+def _at_shares(args: argparse.Namespace) -> int:
+    """Loads are shares of a baseline's capacity."""
+    chosen = settings(args)
+    device = args.device_tokens or (QUICK_DEVICE_TOKENS if args.quick else DEVICE_TOKENS)
+    each = comparison.adapter_tokens(args.ranks)
+    most = max(chat.size(int(factor * device), each)[0] for factor in chosen.factors)
+    with Rig(args, device, most, args.ranks) as rig:
+        data = comparison.Comparison(chosen, rig).run()
+    aims = report.aims(data)
+    table = reporting.Table(report.title(data), report.HEADER, report.rows(data), "live-comparison")
+    plain = {key: report.without_answers(data[key]) for key in ("cells", "ablations")}
+    return reporting.finish(args, [table], aims, data | plain | {"answers": report.answers(data)})
+
+
+def _at_rates(args: argparse.Namespace) -> int:
+    """Turns come as the workload has them."""
+    seconds, listed = args.seconds or (30.0 if args.quick else 60.0), args.rates or ()
+    first = listed[0] if listed else 1.0
+    with Rig(args, RATES_DEVICE_TOKENS, ranks=args.ranks) as rig:
+        run = rates.Rates(rig, args.compare, args.workload, seconds, args.repeats or 1, args.limit, args.seed)
+        run.tune(first)
+        peaks = run.peaks(first) if args.peak else {}
+        cells = run.cells(listed)
     tables = []
     if peaks:
         found = [
@@ -150,43 +121,29 @@ def _sweep(args: argparse.Namespace) -> int:
             for name, one in peaks.items()
         ]
         what = f"{args.workload}: most turns a second with a mean TTFT of at most {args.limit:g} s"
-        tables.append(reporting.Table(what, ["system", "peak", "too much"], found))
+        tables.append(reporting.Table(what, ["system", "peak", "too much"], found, "live-peaks"))
     if cells:
         what = f"{args.workload}: TTFT over rate, {seconds:g} s a run, {args.adapters} adapters"
-        tables.append(reporting.Table(what, sweep.HEADER, sweep.rows(cells)))
-    first, *more = tables
-    return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, more=more, aims=[],
-        data={
-            "title": f"Live servers on {args.workload}",
-            "tables": [asdict(table) for table in tables],
-            "cells": cells,
-            "peaks": {name: asdict(one) for name, one in peaks.items()},
-            "chosen": {name: one.setting for name, one in run.chosen.items()},
-            "budget": asdict(budget), "link_gbps": ground.link_gbps,
-            "prefill_s_per_token": ground.prefill_s, "seed": args.seed, "seconds": seconds,
-        },
-    )  # fmt: skip
+        tables.append(reporting.Table(what, rates.HEADER, rates.rows(cells), "ttft-over-rate"))
+    data = {
+        "title": f"Live servers on {args.workload}",
+        "cells": report.without_answers(cells),
+        "peaks": {name: asdict(one) for name, one in peaks.items()},
+        "chosen": {name: one.setting for name, one in run.chosen.items()},
+        "seed": args.seed,
+        "seconds": seconds,
+    }
+    return reporting.finish(args, tables, [], data | rig.about())
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
     # Ended from outside, it still takes its servers with it.
     signal.signal(signal.SIGTERM, lambda *_: server.end_with(143))
-    if args.rates or args.peak:
-        return _sweep(args)
-    if args.workload != "chat":
+    at_rates = args.rates or args.peak
+    if args.workload != "chat" and not at_rates:
         raise SystemExit(f"live: --workload {args.workload} is played at rates: add --rates LIST or --peak")
-    chosen = settings(args)
     try:
-        data = comparison.Comparison(chosen).run()
+        return _at_rates(args) if at_rates else _at_shares(args)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"live: {error}") from error
-    return reporting.finish(
-        args,
-        title=report.title(chosen, data),
-        header=report.HEADER,
-        rows=report.rows(data),
-        aims=report.aims(data),
-        data=report.plain(data),
-    )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.core.policies import policy_names
-from elora_sglang.eval import reporting
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.trees import iteration, worker
 from elora_sglang.eval.trees.systems import MODULES, SYSTEMS
 
@@ -212,10 +212,7 @@ def run(args: argparse.Namespace) -> int:
         tables.append(iteration.table(iterations))
         aims += iteration.aims(iterations)
         data["iterations"] = iterations
-    first, *more = tables
-    return reporting.finish(
-        args, title=first.title, header=first.header, rows=first.rows, aims=aims, data=data, more=more
-    )
+    return reporting.finish(args, tables, aims, data)
 
 
 def _tree_part(args: argparse.Namespace) -> dict[str, Any]:

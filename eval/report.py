@@ -1,8 +1,7 @@
 """``python -m elora_sglang.eval report RUN…``: results as one self-contained page and PNG figures.
 
-A RUN is a JSON file that ``simulate --json`` (with ``--series`` for pictures over time), ``live --json``,
-``reproduce --json`` or ``fidelity --json`` wrote. The page has every table and figure inside; the figures lie beside it
-as files, too.
+A RUN is what a command of ``eval`` wrote with ``--json`` (``simulate``: with ``--series`` for pictures over time). The
+page has every table and figure inside; the figures lie beside it as files, too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval.support import reporting
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
         from elora_sglang.eval.pages import page
     except ModuleNotFoundError as error:
         raise SystemExit(f"report: {error.name} is missing; pip install 'elora-sglang[report]'") from None
-    runs = [(path, _read(path)) for path in args.runs]
-    written = page.write(args.out, args.title, [page.section(path.stem, data) for path, data in runs])
+    runs = [(path, _read(path)) for path in args.runs if not path.name.endswith(".reasons.json")]
+    written = page.write(args.out, args.title, [page.section(path, data) for path, data in runs])
     reporting.progress(f"wrote {written} and {len(list(args.out.glob('*.png')))} figures beside it")
     return 0
 
@@ -42,7 +41,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SystemExit(f"report: {path}: {error}") from None
     if not isinstance(data, dict) or not ({"sizes", "capacities", "tables"} & set(data)):
-        raise SystemExit(
-            f"report: {path}: not the JSON of `simulate`, `live`, `reproduce` or `fidelity`; write it with --json"
-        )
+        raise SystemExit(f"report: {path}: not the JSON of a command of eval; write it with --json")
     return data

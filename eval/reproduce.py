@@ -13,17 +13,16 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from elora_sglang.eval import reporting
-from elora_sglang.eval.provenance import provenance
 from elora_sglang.eval.reproduction import claims, gap, plan, tables
 from elora_sglang.eval.reproduction.scene import Turns
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support.provenance import provenance
+from elora_sglang.eval.support.state import State
 
 AIM_HICACHE, AIM_STOCK, AIM_STOCK_P99, AIM_PEAK, AIM_MANY, AIM_BURST = 0.54, 0.30, 0.26, 1.8, 0.51, 2.0
 #: Least share of the gap to close, by (recall, false positives) of hints.
@@ -106,25 +105,16 @@ def run(args: argparse.Namespace) -> int:
             "folder to measure all of them with this one"
         )
     shown = list(tables.tables(results))
-    if plan.complete(set(results)):
-        shown.insert(
-            0, reporting.Table("The paper's claims, simulated", claims.HEADER, claims.table(results))
-        )
     if not shown:
         shown = [reporting.Table(f"{len(tasks)} tasks are done", ["results"], [])]
-    first, *more = shown
     return reporting.finish(
         args,
-        title=first.title,
-        header=first.header,
-        rows=first.rows,
-        more=more,
-        aims=aims(results),
-        data={
+        shown,
+        aims(results),
+        {
             "finished": len(tasks),
             "cells_by_commits": commits,
             "cell_seconds": round(sum(cell["seconds"] for cell in found)),
-            "tables": [asdict(one) for one in shown],
             "reproduction": results,
         },
     )

@@ -3,8 +3,6 @@
     with server(model, *flags, log_dir=tmp) as live:   # python -m sglang.launch_server ...
         live.generate("Hello", lora_path="sql", max_new_tokens=8)["text"]
 
-    with forked_engine(model_path=...) as engine:             # only in a process of its own, see there
-
 One boot per test module: make the server a module-scoped fixture. This module imports neither torch nor
 sglang at its top, so that a test process stays clean.
 """
@@ -24,7 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,9 @@ _started: list[subprocess.Popen[bytes]] = []
 
 #: Below those that Linux and others hand out.
 _FIXED_PORTS = (20_000, 32_000)
+
+#: Loopback, whatever proxy the environment names.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 LOG_TAIL = 60  # lines of a server's log shown when it does not come up
 
@@ -78,17 +79,10 @@ class Reply:
 
 
 @dataclass
-class LiveServer:
-    """A running server. ``url`` has no trailing slash; ``log`` is the file with stdout and stderr."""
+class Api:
+    """A server by its address; ``url`` has no trailing slash."""
 
-    process: subprocess.Popen[bytes]
     url: str
-    log: Path
-    flags: tuple[str, ...] = ()
-    boot_seconds: float = 0.0
-    _opener: urllib.request.OpenerDirector = field(
-        default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    )
 
     def request(self, method: str, path: str, payload: Any = None, *, timeout: float = 120.0) -> Reply:
         """One HTTP exchange; a status of 400 and more comes back as a Reply, a dead server raises."""
@@ -97,7 +91,7 @@ class LiveServer:
             self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
         )
         try:
-            with self._opener.open(request, timeout=timeout) as answer:
+            with _opener.open(request, timeout=timeout) as answer:
                 return Reply(answer.status, answer.read().decode())
         except urllib.error.HTTPError as refusal:
             return Reply(refusal.code, refusal.read().decode(errors="replace"))
@@ -123,25 +117,31 @@ class LiveServer:
 
         The answer's ``output_ids`` are the generated token ids, ``meta_info`` has ``cached_tokens``.
         """
-        payload: dict[str, Any] = {
-            "sampling_params": {
-                "temperature": 0.0,
-                "max_new_tokens": max_new_tokens,
-                "ignore_eos": True,
-                **(sampling or {}),
-            },
-            **extra,
-        }
-        if prompt is not None:
-            payload["text"] = prompt if isinstance(prompt, str) else list(prompt)
-        if input_ids is not None:
-            payload["input_ids"] = [i if isinstance(i, int) else list(i) for i in input_ids]
-        if lora_path is not None:
-            payload["lora_path"] = lora_path if isinstance(lora_path, str) else list(lora_path)
+        params = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "ignore_eos": True} | (sampling or {})
+        asked = {"text": prompt, "input_ids": input_ids, "lora_path": lora_path, "sampling_params": params}
+        payload = {key: value for key, value in asked.items() if value is not None} | extra
         reply = self.post("/generate", payload, timeout=timeout)
         if reply.status != 200:
             raise RuntimeError(f"/generate answered {reply.status}: {reply.text[:2000]}")
         return reply.json()
+
+    def flush(self) -> None:
+        """Empty its caches; waits until it is idle. Raises RuntimeError when it never is."""
+        for _ in range(100):
+            if self.post("/flush_cache").status == 200:
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"{self.url}: the caches could not be flushed: it serves somebody")
+
+
+class LiveServer(Api):
+    """A running server in a process group of its own; ``log`` is the file with stdout and stderr."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], url: str, log: Path, flags: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(url)
+        self.process, self.log, self.flags = process, log, flags
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -151,6 +151,19 @@ class LiveServer:
 
     def tail(self, lines: int = LOG_TAIL) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def pause(self) -> None:
+        """Stop it until :meth:`awake`: SGLang's scheduler spins when it is idle."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """It runs inside the block, and is stopped after it."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.pause()
 
     def stop(self) -> None:
         """Kill the server and all it started, at once. Safe to call twice."""
@@ -165,9 +178,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=20)
 
 
-def start(
-    argv: Sequence[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], *, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a session of its own with output to ``log``; it dies with this process.
 
     Output goes to a file: a server's children would keep a pipe open after its death.
@@ -180,7 +191,6 @@ def start(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=clean_env() if env is None else env,
-            cwd=cwd,
             start_new_session=True,
         )
     atexit.register(kill_group, process)
@@ -226,19 +236,26 @@ def server(
 
     Raises RuntimeError with the end of the log when the server dies or is not healthy in ``boot_timeout`` s.
     """
-    port = free_port()
-    log = log_dir / f"{name}.log"
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--device", "cpu"]
-    argv += ["--host", "127.0.0.1", "--port", str(port), *flags]
-    began = time.monotonic()
-    process = start(argv, log=log, env=env)
-    live = LiveServer(process, f"http://127.0.0.1:{port}", log, tuple(flags))
+    live = launch(model, flags, log_dir / f"{name}.log", env)
     try:
         wait_ready(live, boot_timeout)
-        live.boot_seconds = time.monotonic() - began
         yield live
     finally:
         live.stop()
+
+
+def launch(
+    model: Path | str,
+    flags: Sequence[str],
+    log: Path,
+    env: dict[str, str] | None = None,
+    device: str | None = "cpu",
+) -> LiveServer:
+    """Start ``python -m sglang.launch_server`` on a free port; see :func:`wait_ready`."""
+    port = free_port()
+    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+    argv += [*(("--device", device) if device else ()), "--host", "127.0.0.1", "--port", str(port), *flags]
+    return LiveServer(start(argv, log=log, env=env), f"http://127.0.0.1:{port}", log, tuple(flags))
 
 
 def wait_ready(live: LiveServer, timeout: float) -> None:
@@ -256,30 +273,3 @@ def wait_ready(live: LiveServer, timeout: float) -> None:
     raise RuntimeError(
         f"no healthy server in {timeout:.0f} s; flags {live.flags}; log {live.log}:\n{live.tail()}"
     )
-
-
-@contextlib.contextmanager
-def forked_engine(**server_args: Any) -> Iterator[Any]:
-    """An ``sglang.Engine`` whose processes are forked: up in seconds, and hooks set in this process reach them.
-
-    Only for a script in a process of its own (``live.run([sys.executable, script, ...])``) that has imported
-    SGLang but computed nothing with torch yet: a fork after torch compute deadlocks in OpenMP.
-    """
-    import multiprocessing
-
-    import sglang
-
-    original = multiprocessing.set_start_method
-
-    def keep_fork(method: str | None, force: bool = False) -> None:
-        original("fork", force=True)
-
-    multiprocessing.set_start_method = keep_fork  # SGLang asks for "spawn"
-    try:
-        engine = sglang.Engine(device="cpu", **server_args)
-    finally:
-        multiprocessing.set_start_method = original
-    try:
-        yield engine
-    finally:
-        engine.shutdown()

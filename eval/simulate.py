@@ -14,13 +14,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from elora_sglang.eval import reporting
 from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import systems
 from elora_sglang.eval.sim.bound import lower_bound
 from elora_sglang.eval.sim.future import foresee
 from elora_sglang.eval.sim.study import Job, Study, best_of, gap_closed, jobs_of, run_all
 from elora_sglang.eval.sim.traffic import HintQuality
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.workloads import GENERATORS, arguments, figures
 from elora_sglang.eval.workloads.model import Workload, WorkloadError
 
@@ -112,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
     found = run_all(study, jobs, args.jobs)
     speed = 60 * len(jobs) * measured.turns / sum(values["wall_s"] for values in found.values())
     reporting.progress(f"{len(jobs)} runs, {speed:,.0f} requests a minute on one core")
-    tables, data, aims = [], [], []
+    header = workload.header
+    title = f"{header.name} on {machine.name}, {measured.turns:,} turns, blocks of {args.block_tokens}"
+    tables: list[reporting.Table] = []
+    data, aims = [], []
     for label, device, host in sizes:
         best = {name: _with_knobs(*best_of(found, name, label)) for name in names}
         bound = None
@@ -126,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
         least = None if bound is None else bound.least
         what = f"{label}: {device:,} device slots, {_slots(host)} host slots"
+        what = what if tables else f"{title}\n\n{what}"
         tables.append(reporting.Table(what, HEADER, rows(best, least)))
         data.append(
             {
@@ -137,14 +141,9 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         aims += _aims(label, best)
-    first, *more = tables
-    header = workload.header
-    what = (
-        f"{workload.header.name} on {machine.name}, {measured.turns:,} turns, blocks of {args.block_tokens}"
-    )
     return reporting.finish(
-        args, title=f"{what}\n\n{first.title}", header=first.header, rows=first.rows, aims=aims, more=more,
-        data={
+        args, tables, aims,
+        {
             "workload": {"name": header.name, "seed": header.seed, "parameters": dict(header.parameters)},
             "machine": machine.name, "block_tokens": args.block_tokens, "warmup_s": warmup_s,
             "hints": {"recall": hints.recall, "false": hints.false}, "sizes": data,

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.workloads import GENERATORS, arguments, figures, file
 from elora_sglang.eval.workloads.figures import Figures, Lengths
 from elora_sglang.eval.workloads.model import Workload, WorkloadError
@@ -56,14 +56,12 @@ def run(args: argparse.Namespace) -> int:
     header = found.header
     reporting.progress(f"read {measured.turns} turns in {time.monotonic() - started:.1f} s")
     data: dict[str, Any] = {"name": header.name, "seed": header.seed, "parameters": dict(header.parameters)}
-    return reporting.finish(
-        args,
-        title=f"Workload {header.name}, seed {header.seed}",
-        header=["", "", "mean", "P50", "P95", "P99", "max"],
-        rows=rows(found, measured),
-        aims=[],
-        data={**data, "figures": asdict(measured)},
+    table = reporting.Table(
+        f"Workload {header.name}, seed {header.seed}",
+        ["", "", "mean", "P50", "P95", "P99", "max"],
+        rows(found, measured),
     )
+    return reporting.finish(args, [table], [], {**data, "figures": asdict(measured)})
 
 
 def rows(workload: Workload, measured: Figures) -> list[list[object]]:

@@ -13,16 +13,15 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting, server
+from elora_sglang.eval import server
 from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.gpu.timing import hardware
-from elora_sglang.eval.serving import player
-from elora_sglang.eval.serving.model import name
+from elora_sglang.eval.serving import player, rates
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.workloads import create
 
 #: As the paper's set-up and sglang#13349 have them.
@@ -67,8 +66,9 @@ def write_adapters(config: dict[str, Any], folder: Path, ranks: Sequence[int]) -
     from safetensors.torch import save_file
 
     shapes = module_shapes(config)
-    for index, rank in enumerate(ranks):
-        target = folder / f"{name(index)}-r{rank}"
+    found = [f"tenant-{index:03d}-r{rank}" for index, rank in enumerate(ranks)]
+    for index, (name, rank) in enumerate(zip(found, ranks, strict=True)):
+        target = folder / name
         if (target / "adapter_config.json").exists():
             continue
         generator, tensors = torch.Generator().manual_seed(index), {}
@@ -87,7 +87,7 @@ def write_adapters(config: dict[str, Any], folder: Path, ranks: Sequence[int]) -
             "bias": "none", "target_modules": list(MODULES), "base_model_name_or_path": "eval",
         }  # fmt: skip
         (target / "adapter_config.json").write_text(json.dumps(settings))
-    return [f"{name(index)}-r{rank}" for index, rank in enumerate(ranks)]
+    return found
 
 
 def flags(system: str, args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -105,11 +105,8 @@ def flags(system: str, args: argparse.Namespace, names: Sequence[str]) -> list[s
 
 def serve(system: str, args: argparse.Namespace, names: Sequence[str], vocab: int) -> list[dict[str, Any]]:
     """Figures at every rate, caches flushed in between."""
-    port = server.free_port()
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(args.model)]
-    argv += ["--host", "127.0.0.1", "--port", str(port), *flags(system, args, names)]
     log = args.json.with_suffix(f".{system}.log")
-    live = server.LiveServer(server.start(argv, log=log), f"http://127.0.0.1:{port}", log)
+    live = server.launch(args.model, flags(system, args, names), log, device=None)
     found = []
     try:
         server.wait_ready(live, args.boot_seconds)
@@ -118,13 +115,13 @@ def serve(system: str, args: argparse.Namespace, names: Sequence[str], vocab: in
                 args.workload, rate=rate, duration_s=args.seconds, adapters=len(names),
                 ranks=",".join(map(str, args.ranks)), seed=args.seed,
             )  # fmt: skip
-            live.post("/flush_cache")
-            time.sleep(2.0)
-            records = player.play(live.url, work, names, vocab=vocab, until_s=args.seconds)
-            figures = player.summary(records, player.sent(records), WARMUP * args.seconds)
-            found.append({"system": system, "rate": rate, **figures})
+            live.flush()
+            played = player.play(live.url, work, names, vocab=vocab, until_s=args.seconds)
+            counted = [one for one in played if one.sent >= WARMUP * args.seconds]
+            figures = player.summary(counted, (1 - WARMUP) * args.seconds)
+            found.append({"name": system, "rate_asked": rate, "summary": figures})
             reporting.progress(
-                f"{system} at {rate:g} turns a second: mean TTFT {1e3 * figures['ttft']['mean']:.0f} ms"
+                f"{system} at {rate:g} turns a second: mean TTFT {1e3 * figures['ttft_mean']:.0f} ms"
             )
     finally:
         live.stop()
@@ -166,16 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
     names = write_adapters(config, args.adapter_folder, ranks)
     found = [one for system in wanted for one in serve(system, args, names, config["vocab_size"])]
-    header = ("system", "turns/s", "requests", "TTFT ms", "P50", "P99", "TPOT ms")
-    rows = [
-        [
-            one["system"], f"{one['rate']:g}", one["requests"],
-            *(f"{1e3 * one['ttft'][key]:.0f}" for key in ("mean", "p50", "p99")), f"{1e3 * one['tpot']['mean']:.1f}",
-        ]
-        for one in found
-    ]  # fmt: skip
     data = {"workload": args.workload, "adapters": names, "slots": args.slots, "runs": found}
-    shown = [reporting.Table(f"Whole servers on {args.workload}", header, rows)]
+    shown = [reporting.Table(f"Whole servers on {args.workload}", rates.HEADER, rates.rows(found))]
     import torch  # what is missing was said before
 
     about = hardware(torch.device("cuda"))

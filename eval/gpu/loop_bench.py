@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from elora_sglang.eval import reporting
 from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Shape, layout
 from elora_sglang.eval.gpu.loop import Job, Loop
 from elora_sglang.eval.gpu.timing import Bench, bench, hardware
+from elora_sglang.eval.support import reporting
 
 AIM_SWITCH = 1.3
 

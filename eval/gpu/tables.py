@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
-from elora_sglang.eval.provenance import provenance
+from elora_sglang.eval.support import reporting
 
 LORA = (
     "adapters", "rows", "skew", "distinct", "us a layer", "of copy bandwidth", "over csgmv",
@@ -102,16 +100,7 @@ def finish(
 ) -> None:
     """Print the tables and aims, and write the JSON that ``report`` reads. ``about``: the device, beside ``run``."""
     dry = bool(data.get("dry_run"))
-    result = {
-        "run": {**provenance(), **about},
-        "title": f"{title} ({DRY})" if dry else title,
-        "aims": [asdict(aim) for aim in aims],
-        "tables": [asdict(one) for one in tables],
-        **data,
-    }
+    result = reporting.as_json(tables, aims, {"title": f"{title} ({DRY})" if dry else title, **data}, about)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    for one in tables:
-        print(f"{one.title}\n\n{reporting.table(one.header, one.rows)}\n")
-    for aim in aims:
-        print(f"{'ok    ' if aim.ok else 'MISSED'}  {aim.name}: {aim.value:.4g} (aim: {aim.aim})")
+    reporting.show(tables, aims)
     print(DRY if dry else f"written to {path.name}")

@@ -1,11 +1,14 @@
-"""One self-contained HTML page from results, and its figures as PNG files."""
+"""One self-contained HTML page from results, and its figures as PNG files.
+
+What is drawn beside a table depends on the table's name (:data:`DRAWN`).
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from matplotlib.figure import Figure
 
 from elora_sglang.eval import simulate
 from elora_sglang.eval.pages import figures
+from elora_sglang.eval.reproduction import reasons
 from elora_sglang.eval.serving import report as live
 
 
@@ -56,91 +60,88 @@ class Section:
     aims: list[dict[str, Any]]
 
 
-def section(name: str, data: dict[str, Any]) -> Section:
-    """The section of one run's JSON. ``name``: of its file; figures are named after it."""
-    simulated = "sizes" in data
-    if "tables" in data:
-        parts = list(_tables(name, data))
-    else:
-        parts = list(_simulated(name, data) if simulated else _live(name, data))
-    made = data.get("run", {})
-    about = [f"{key}: {value}" for key, value in made.items()]
-    if "tables" in data:
-        title = data.get("title", "Tables")
-    elif simulated:
-        work = data["workload"]
+#: Figure, caption, and what its file's name ends with.
+Drawn = tuple[Figure | None, str, str]
+_LORA = "Bytes that a layer's LoRA must move, over its time, as a share of a large copy's; one mark a batch"
+#: What is drawn beside a table, by the table's name, from the whole result, the header and the rows.
+DRAWN: dict[str, Callable[[dict[str, Any], Any, Any], list[Drawn]]] = {
+    "grid": lambda data, *_: [
+        (figures.peaks(data["reproduction"]["grid"]), "Peak load over the first system's", "")
+    ],
+    "centre": lambda data, *_: [
+        (figures.curve(data["reproduction"]["centre"][0]["curve"]), "Mean TTFT over rate; the limit as a line", "")
+    ],
+    "ablations": lambda _, *table: [(figures.ratio_bars(*table), "Mean TTFT without a part", "")],
+    "gap": lambda _, *table: [(figures.share_bars(*table), "Share of the gap closed", "")],
+    "lora-kernels": lambda data, *_: [
+        (figures.bandwidth(data["lora"], data["ceilings"]["copy_bytes_s"]), _LORA, " lora"),
+        (figures.over_slots(data["lora"]), "Time over kernels on slot buffers", " peers"),
+    ],
+    "row-copies": lambda data, *_: [
+        (figures.copies(data["copies"], data["ceilings"]), "Row copies beside plain pinned ones", "")
+    ],
+    "ttft-over-rate": lambda data, *_: [
+        (figures.ttft_over_rate(data["cells"]), "Mean TTFT over rate; bars: repeats", "")
+    ],
+}  # fmt: skip
+#: Names of tables in results from before tables had names, by what their titles begin with or hold.
+OLD_TITLES = {
+    "The paper's claims": "claims", "The grid:": "grid", "The grid's centre": "centre",
+    "What each part is worth": "ablations", "Mooncake": "gap", "LoRA kernels": "lora-kernels",
+    "Copies of scattered": "row-copies", ": TTFT over rate": "ttft-over-rate",
+}  # fmt: skip
+
+
+def name_of(table: dict[str, Any]) -> str:
+    """The name of a result's table, also of an old result."""
+    old = (name for title, name in OLD_TITLES.items() if title in table["title"])
+    return str(table["name"]) if "name" in table else next(old, "")
+
+
+def section(path: Path, data: dict[str, Any]) -> Section:
+    """The section of one run's JSON. Figures are named after its file; reasons of claims lie beside it."""
+    name = path.stem
+    about = [f"{key}: {value}" for key, value in data.get("run", {}).items()]
+    if "sizes" in data:
+        parts, work = _simulated(name, data), data["workload"]
         about.append(f"workload {work['name']}, seed {work['seed']}: {work['parameters']}")
         title = f"{work['name']} on {data['machine']} (simulated)"
-    else:
-        settings = data["settings"]
+    elif "capacities" in data:
+        parts, settings = _live(name, data), data["settings"]
         about.append(f"{settings['repeats']} interleaved repeats of {settings['seconds']:g} s a load")
         title = "Live servers side by side"
-    return Section(
-        re.sub(r"\W+", "-", name), f"{name}: {title}", "\n".join(about), parts, data.get("aims", [])
-    )
+    else:
+        parts, title = _tables(path, data), data.get("title", "Tables")
+    anchor, heading = re.sub(r"\W+", "-", name), f"{name}: {title}"
+    return Section(anchor, heading, "\n".join(about), list(parts), data.get("aims", []))
 
 
-def _tables(name: str, data: dict[str, Any]) -> Iterator[Part]:
-    found = data.get("reproduction", {})
-    for number, one in enumerate(data["tables"]):
-        part = Part(one["title"], one["header"], one["rows"])
-        label = f"{name} {number}"
-        if one["title"].startswith("The grid:"):
-            part.draw(figures.peaks(found["grid"]), "Peak load over the first system's", label)
-        if one["title"].startswith("The grid's centre"):
-            part.draw(
-                figures.curve(found["centre"][0]["curve"]), "Mean TTFT over rate; the limit as a line", label
-            )
-        if one["title"].startswith("What each part is worth"):
-            part.draw(figures.ratio_bars(one["header"], one["rows"]), "Mean TTFT without a part", label)
-        if one["title"].startswith("Mooncake"):
-            part.draw(
-                figures.share_bars(one["header"], one["rows"], one["header"][0]),
-                "Share of the gap closed",
-                label,
-            )
-        if one["title"].startswith("LoRA kernels"):
-            part.draw(
-                figures.bandwidth(data["lora"], data["ceilings"]["copy_bytes_s"]),
-                "Bytes that a layer's LoRA must move, over its time, as a share of a large copy's; one mark a batch",
-                f"{label} lora",
-            )
-            part.draw(figures.over_slots(data["lora"]), "Time over kernels on slot buffers", f"{label} peers")
-        if one["title"].startswith("Copies of scattered"):
-            part.draw(
-                figures.copies(data["copies"], data["ceilings"]), "Row copies beside plain pinned ones", label
-            )
-        if "TTFT over rate" in one["title"]:
-            part.draw(figures.ttft_over_rate(data["cells"]), "Mean TTFT over rate; bars: repeats", label)
+def _tables(path: Path, data: dict[str, Any]) -> Iterator[Part]:
+    for number, table in enumerate(data["tables"]):
+        name, header, rows = name_of(table), table["header"], table["rows"]
+        if name == "claims":
+            rows = reasons.explained(rows, reasons.read(path))
+        part = Part(table["title"], header, rows)
+        for figure, caption, ending in DRAWN[name](data, header, rows) if name in DRAWN else ():
+            part.draw(figure, caption, f"{path.stem} {number}{ending}")
         yield part
 
 
 def _simulated(name: str, data: dict[str, Any]) -> Iterator[Part]:
     for size in data["sizes"]:
-        systems, label = size["systems"], f"{name} {size['memory']}"
-        part = Part(
-            f"{size['memory']} ({size['device_slots']:,} device slots)",
-            simulate.HEADER,
-            simulate.rows(systems, size["bound_s"]),
-        )
+        systems, bound, label = size["systems"], size["bound_s"], f"{name} {size['memory']}"
+        title = f"{size['memory']} ({size['device_slots']:,} device slots)"
+        part = Part(title, simulate.HEADER, simulate.rows(systems, bound))
         part.draw(figures.ttft_bars(systems), "Mean TTFT, P99 as a mark", f"{label} ttft")
         part.draw(
-            figures.restore_bars(systems, size["bound_s"]),
-            "Cost of what memory could not hold",
-            f"{label} restore",
+            figures.restore_bars(systems, bound), "Cost of what memory could not hold", f"{label} restore"
         )
         part.draw(figures.ttft_cdf(systems), "TTFT of all requests", f"{label} cdf")
-        for system, values in systems.items():
-            if "series" in values and system in ("stock", "hicache", "lru", "elora"):
-                part.draw(
-                    figures.memory(values["series"]),
-                    f"{system}: what the device holds",
-                    f"{label} {system} memory",
-                )
-                part.draw(
-                    figures.residency(values["series"]),
-                    f"{system}: adapters on the device over time", f"{label} {system} adapters",
-                )  # fmt: skip
+        for system in ("stock", "hicache", "lru", "elora"):
+            if series := systems.get(system, {}).get("series"):
+                over_time, place = f"{system}: adapters on the device over time", f"{label} {system}"
+                part.draw(figures.memory(series), f"{system}: what the device holds", f"{place} memory")
+                part.draw(figures.residency(series), over_time, f"{place} adapters")
         yield part
 
 
@@ -149,17 +150,13 @@ def _live(name: str, data: dict[str, Any]) -> Iterator[Part]:
     for factor in dict.fromkeys(cell["factor"] for cell in data["cells"]):
         cells = [cell for cell in data["cells"] if cell["factor"] == factor]
         part = Part(f"Working set {factor:g} times the device memory")
-        part.draw(
-            figures.ttft_over_rate(cells), "Mean TTFT over rate; bars: repeats", f"{name} {factor:g}x rate"
-        )
+        drawn = figures.ttft_over_rate(cells)
+        part.draw(drawn, "Mean TTFT over rate; bars: repeats", f"{name} {factor:g}x rate")
         yield part
     if data.get("ablations"):
         part = Part("What each part is worth")
-        part.draw(
-            figures.ablations(data["ablations"]),
-            "Mean TTFT without a part, over that of the whole",
-            f"{name} ablations",
-        )
+        caption = "Mean TTFT without a part, over that of the whole"
+        part.draw(figures.ablations(data["ablations"]), caption, f"{name} ablations")
         yield part
 
 
@@ -170,8 +167,6 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> Path:
     text = jinja2.Environment(autoescape=True).from_string(template).render(title=title, sections=sections)
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8")
-    for one in sections:
-        for part in one.parts:
-            for image in part.images:
-                (folder / image.file).write_bytes(base64.b64decode(image.data))
+    for image in (image for one in sections for part in one.parts for image in part.images):
+        (folder / image.file).write_bytes(base64.b64decode(image.data))
     return page

@@ -6,13 +6,9 @@ samples of sessions are drawn, so what is reported has an interval over sessions
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import systems
@@ -20,6 +16,7 @@ from elora_sglang.eval.sim.bound import lower_bound
 from elora_sglang.eval.sim.future import foresee
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.sim.traffic import HintQuality
+from elora_sglang.eval.support import estimates
 from elora_sglang.eval.workloads import figures
 from elora_sglang.eval.workloads.draws import uniform
 from elora_sglang.eval.workloads.model import Workload
@@ -104,16 +101,8 @@ def closed(result: dict[str, Any], name: str) -> float:
     return float((cost["lru"] - cost[name]) / (cost["lru"] - cost[systems.CLAIRVOYANT]))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and the half width of its 95 % interval (t distribution); 0 for one value."""
-    if len(values) < 2:
-        return values[0], 0.0
-    width = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(width)
-
-
 def rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A header, and a row a run: % of the gap closed, with its interval, for each size of memory."""
+    """A header, and a row a run: % of the gap closed for each size of memory, with its interval over samples."""
     places = list(dict.fromkeys((one["memory"], one["host"]) for one in results))
     names = [name for name in results[0]["systems"] if name not in ("lru", systems.CLAIRVOYANT)]
     header = ["% of the way from LRU to clairvoyant"]
@@ -123,7 +112,8 @@ def rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
         row = [name]
         for place in places:
             found = [closed(one, name) for one in results if (one["memory"], one["host"]) == place]
-            middle, width = interval(found)
-            row.append(f"{100 * middle:.0f} ± {100 * width:.0f}")
+            middle = estimates.interval(found)
+            width = f" ± {100 * middle.half_width:.0f}" if len(found) > 1 else ""
+            row.append(f"{100 * middle.mean:.0f}{width}")
         table.append(row)
     return header, table

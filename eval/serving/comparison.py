@@ -1,18 +1,18 @@
-"""One comparison from the link to the last cell: tuning, capacity, interleaved repeats, ablations."""
+"""Systems side by side on chat that is as much as each baseline can bear: tuning, capacity, repeats, ablations."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from elora_sglang.eval import reporting
-from elora_sglang.eval.serving import capacity, chat, drive, model, profile, runner, systems
-from elora_sglang.eval.serving.ground import Ground
-from elora_sglang.eval.state import State
+from elora_sglang.eval.serving import chat, launch, player
+from elora_sglang.eval.serving import evaluation_model as model
+from elora_sglang.eval.serving.rig import Rig
+from elora_sglang.eval.support.reporting import progress
+from elora_sglang.eval.workloads.model import tokens
 from elora_sglang.integration.plugin.config import TERMS
 
 TUNING_LOAD = 0.7
@@ -22,18 +22,28 @@ ABLATION_LOAD = 0.8
 #: Systems whose own capacity loads are shares of; and those that are not measured at a stronger one's.
 BASES, HOSTLESS = ("stock", "hicache"), ("stock", "stock-overlap")
 ABLATIONS_AT_ONCE = 4
+#: Turns of every live session in a measurement of capacity.
+CAPACITY_TURNS = 2
+SETTLE_S, QUICK_SETTLE_S = 3.0, 1.5  # seconds after a change of the rate that are not measured
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one comparison measures. Tokens are KV tokens; seconds per cell."""
+    """What one comparison measures.
+
+    Attributes:
+        names: systems.
+        factors: working sets over the device memory.
+        loads: shares of a baseline's own capacity.
+        repeats: seeds.
+        warmup: seconds in which the live sessions come in; None: as prefilling their histories takes.
+        seconds, tuning_seconds: of a cell.
+        seed: of all.
+        quick: fewer settings are tried.
+        ablate: whether ``elora`` without each of its parts is measured, too.
+    """
 
     names: tuple[str, ...]
-    folder: Path
-    state: Path
-    device_tokens: int
-    host_tokens: int
-    running: int
     factors: tuple[float, ...]
     loads: tuple[float, ...]
     repeats: int
@@ -43,9 +53,11 @@ class Settings:
     seed: int
     quick: bool
     ablate: bool
-    link: str
-    ranks: tuple[int, ...]
-    gpu: profile.Profile
+
+
+def adapter_tokens(ranks: Sequence[int]) -> float:
+    """KV tokens that weigh as much as a mean adapter of these LoRA ranks."""
+    return statistics.fmean(model.adapter_bytes(rank) for rank in ranks) / model.KV_BYTES_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -59,129 +71,101 @@ class Load:
 
 @dataclass
 class Comparison:
-    """Runs what is missing, returns cells."""
+    """Runs what is missing, returns cells. ``rig``: entered."""
 
     settings: Settings
-    state: State = field(init=False)
-    ground: Ground = field(init=False)
-    chosen: dict[str, dict[str, systems.System]] = field(default_factory=dict)
+    rig: Rig
+    chosen: dict[str, dict[str, launch.System]] = field(default_factory=dict)
     capacities: dict[str, float] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        s = self.settings
-        sizes = [model.adapter_bytes(r) for r in s.ranks]
-        self.adapter_tokens = chat.mean_adapter_tokens(sizes, model.KV_BYTES_PER_TOKEN)
-        most = max(chat.size(int(factor * s.device_tokens), self.adapter_tokens)[0] for factor in s.factors)
-        self.budget = systems.Budget(s.device_tokens, s.host_tokens, s.running, most, s.ranks)
-        self.state = State(s.state)
-        self.ground = Ground("live", s.folder, self.state, self.budget, s.link, s.gpu)
-
-    @property
-    def fleet(self) -> runner.Fleet:
-        """The servers."""
-        return self.ground.fleet
-
-    def _sweep(self, name: str) -> tuple[float, ...]:
-        return systems.sweep(name, self.budget, quick=self.settings.quick)
-
-    def workload(self, seed: str, factor: float) -> chat.Workload:
+    def lanes(self, seed: str, factor: float) -> player.Lanes:
         """The traffic of a seed for a working set of ``factor`` times the device memory."""
-        wanted = int(factor * self.settings.device_tokens)
-        return chat.generate(seed, wanted, self.adapter_tokens, vocab=self.ground.vocab)
+        wanted = int(factor * self.rig.budget.device_tokens)
+        return chat.generate(f"{self.settings.seed}/{seed}", wanted, adapter_tokens(self.rig.budget.ranks))
 
-    def spread(self, work: chat.Workload) -> float:
+    def spread(self, lanes: player.Lanes) -> float:
         """Seconds in which the sessions alive at the start come in, their histories unknown to any cache."""
-        cold = len(work.lanes) * work.mean_prompt_tokens * self.ground.prefill_s / COLD_LOAD
+        cold = sum(tokens(lane[0].turns[0].new) for lane in lanes) * self.rig.prefill_s / COLD_LOAD
         return cold if self.settings.warmup is None else self.settings.warmup
 
-    def tune(self, factor: float) -> dict[str, systems.System]:
+    def tune(self, factor: float) -> dict[str, launch.System]:
         """The best setting of every system that has one, for this working set, on a seed that is reported nowhere.
 
         Baselines whose capacity loads are shares of are tuned at a share of their own, the others at the last one's.
         """
-        s = self.settings
-        chosen: dict[str, systems.System] = {}
+        s, top = self.settings, 0.0
+        chosen: dict[str, launch.System] = {}
         for name in sorted(s.names, key=lambda name: name not in BASES):
-            sweep: tuple[float | None, ...] = self._sweep(name) or (None,)
-            if name == "stock-overlap":
-                sweep = (chosen["stock"].setting,)  # the same buffers, filled in another way
-            candidates = [self.ground.make(name, setting) for setting in sweep]
+            group = self.rig.candidates(name, quick=s.quick)
+            if name == "stock-overlap":  # the same buffers, filled in another way
+                group = [self.rig.system(name, chosen["stock"].setting)]
             if name in BASES:
-                if not self.state.has(*self._capacity_key(candidates[0], factor, "tuning")):
-                    self.fleet.want(candidates)
-                top = self._capacity(candidates[0], factor, "tuning")
-            chosen[name] = self._choose(name, candidates, TUNING_LOAD * top, factor)
+                top = self._capacity(group[0], factor, "tuning", group)
+            steps = [player.Step(TUNING_LOAD * top, s.tuning_seconds)]
+            chosen[name] = self.rig.best(group, partial(self._tuning_ttft, group, factor, steps))
             if name in BASES:
                 # The quick run takes what it knows already; the other seeds of the full one may differ a little.
-                known = s.quick and chosen[name] is candidates[0]
-                seed = "tuning" if known else "capacity"
+                seed = "tuning" if s.quick and chosen[name] is group[0] else "capacity"
                 self.capacities[f"{factor:g}x {name}"] = self._capacity(chosen[name], factor, seed)
         return chosen
 
-    def _capacity_key(self, system: systems.System, factor: float, seed: str) -> tuple[object, ...]:
-        return ("capacity", system.key, seed, factor, self._digest())
+    def _tuning_ttft(
+        self, group: list[launch.System], factor: float, steps: list[player.Step], one: launch.System
+    ) -> float:
+        (cell,) = self._cells("tuning", one, group, factor, steps)
+        mean = float(cell["summary"]["ttft_mean"])
+        kept = {key: value for key, value in cell["summary"].items() if key in ("ttft_mean", "invalid_kv")}
+        self.tuning.append({"system": one.name, "factor": factor, "setting": one.setting} | kept)
+        progress(f"tuning: {one.key} mean TTFT {1000 * mean:.0f} ms")
+        return mean
 
-    def _capacity(self, system: systems.System, factor: float, seed: str) -> float:
-        """Turns a second that a system can do with this working set."""
+    def _kept(self, measure: Callable[[], Any], group: Sequence[launch.System], *key: object) -> Any:
+        """A cell from disk, or measured now, with all servers of the group started."""
+
+        def measured() -> Any:
+            self.rig.want(group)
+            return measure()
+
+        s, budget = self.settings, self.rig.budget
+        memory = f"{budget.device_tokens}/{budget.host_tokens}/{budget.running}/{self.rig.link_gbps:.4f}"
+        ranks = "+".join(map(str, budget.ranks))
+        return self.rig.state.cell((*key, f"{memory}/{s.seed}/{s.warmup}/{ranks}"), measured)
+
+    def _capacity(
+        self, one: launch.System, factor: float, seed: str, group: Sequence[launch.System] = ()
+    ) -> float:
+        """Turns a second, with this working set, when every live session sends its next turn at once.
+
+        Not the answers of a fixed time: a server that lets the sessions of few adapters go round and round, while the
+        others wait, would seem to do twice of what it can.
+        """
 
         def measure() -> dict[str, Any]:
-            self.fleet.want([system])
-            work = self.workload(f"{self.settings.seed}/{seed}", factor)
-            server = self.fleet.servers[system.key]
-            found = capacity.capacity(server, work, seed=seed, vocab=self.ground.vocab)
-            reporting.progress(f"{system.key} answers {found['capacity']:.2f} turns a second at most")
-            return found
+            live, lanes = self.rig.server(one), self.lanes(seed, factor)
+            names = model.names(self.rig.budget.adapters)
+            with live.awake():
+                live.flush()
+                answers, seconds = player.burst(
+                    live.url, lanes, names, vocab=self.rig.vocab, turns=CAPACITY_TURNS
+                )
+            progress(f"{one.key} answers {len(answers) / seconds:.2f} turns a second at most")
+            return {"capacity": len(answers) / seconds, "turns": len(answers), "seconds": seconds}
 
-        return float(self.state.cell(self._capacity_key(system, factor, seed), measure)["capacity"])
+        return float(self._kept(measure, group, "capacity", one.key, seed, factor)["capacity"])
 
-    def _tune_key(self, system: systems.System, factor: float, rate: float) -> tuple[object, ...]:
-        return ("tune", system.key, factor, self.settings.tuning_seconds, f"{rate:.4f}", self._digest())
-
-    def _digest(self) -> str:
-        s = self.settings
-        ranks = "+".join(map(str, s.ranks))
-        return f"{s.device_tokens}/{s.host_tokens}/{s.running}/{self.ground.link_gbps:.4f}/{s.seed}/{s.warmup}/{ranks}"
-
-    def _choose(
-        self, name: str, candidates: Sequence[systems.System], rate: float, factor: float
-    ) -> systems.System:
-        if len(candidates) == 1:
-            return candidates[0]
-        s = self.settings
-        keys = [self._tune_key(candidate, factor, rate) for candidate in candidates]
-        self.fleet.want([c for c, key in zip(candidates, keys, strict=True) if not self.state.has(*key)])
-        work = self.workload(f"{s.seed}/tuning", factor)
-        best: tuple[float, systems.System] | None = None
-        for candidate, key in zip(candidates, keys, strict=True):
-            steps = [drive.Step(rate, s.tuning_seconds)]
-            (cell,) = self.state.cell(key, partial(self._measure, candidate, work, steps, "tuning", 0))
-            mean = cell["summary"]["ttft_mean"]
-            entry = {"system": name, "factor": factor, "setting": candidate.setting, "ttft_mean": mean}
-            if "invalid_kv" in cell["summary"]:
-                entry["invalid_kv"] = cell["summary"]["invalid_kv"]
-            self.tuning.append(entry)
-            reporting.progress(f"tuning: {candidate.key} mean TTFT {1000 * mean:.0f} ms")
-            if best is None or mean < best[0]:
-                best = (mean, candidate)
-        assert best is not None
-        self.fleet.drop([c.key for c in candidates if c.key != best[1].key])
-        return best[1]
-
-    def _measure(
-        self, system: systems.System, work: chat.Workload, steps: list[drive.Step], seed: str, repeat: int
-    ) -> list[dict[str, Any]]:
-        self.fleet.want([system])
-        return runner.measure(
-            self.fleet.servers[system.key],
-            work,
-            steps=steps,
-            spread=self.spread(work),
-            seed=seed,
-            vocab=self.ground.vocab,
-            repeat=repeat,
-            settle=runner.QUICK_SETTLE if self.settings.quick else runner.SETTLE,
+    def _cells(
+        self, seed: str, one: launch.System, group: Sequence[launch.System], factor: float, steps: list[player.Step],
+        label: str = "",
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """A cell a step of one system on the traffic of a seed."""
+        lanes, rates = self.lanes(seed, factor), "+".join(f"{step.rate:.4f}" for step in steps)
+        settle = QUICK_SETTLE_S if self.settings.quick else SETTLE_S
+        measure = partial(self.rig.measure, one, lanes, steps, spread=self.spread(lanes), settle=settle)
+        found: list[dict[str, Any]] = self._kept(
+            measure, group, "cell", label, one.key, factor, rates, seed, steps[0].seconds
         )
+        return found
 
     def loads(self, factor: float, shares: Sequence[float]) -> list[Load]:
         """The loads of this working set, the lightest first."""
@@ -195,47 +179,29 @@ class Comparison:
         for factor in self.settings.factors:
             chosen = self.chosen[f"{factor:g}x"] = self.tune(factor)
             group = [chosen[name] for name in self.settings.names]
-            self.fleet.keep([system.key for system in group])
-            found += self._grid(group, factor, self.loads(factor, self.settings.loads), {})
+            self.rig.keep(group)
+            found += self._grid(group, factor, self.loads(factor, self.settings.loads))
         return found
 
     def _grid(
-        self, group: Sequence[systems.System], factor: float, loads: Sequence[Load], labels: dict[str, str]
+        self, group: list[launch.System], factor: float, loads: Sequence[Load], beside: str = ""
     ) -> list[dict[str, Any]]:
+        """``beside``: a label of the group's first, which is measured again in each group of ablations."""
         s, found = self.settings, []
-
-        def mine(system: systems.System) -> list[Load]:
-            # Systems without a host tier would only drown in what one with it can do.
-            return [load for load in loads if load.of == "stock" or system.name not in HOSTLESS]
-
-        def key(system: systems.System, repeat: int) -> tuple[object, ...]:
-            rates = "+".join(f"{load.rate:.4f}" for load in mine(system))
-            named = (labels.get(system.key, ""), system.key, factor, rates)
-            return ("cell", *named, repeat, s.seconds, self._digest())
-
-        self.fleet.want(
-            [m for m in group if not all(self.state.has(*key(m, repeat)) for repeat in range(s.repeats))]
-        )
         for repeat in range(s.repeats):
-            seed = f"{s.seed}/{repeat}"
-            work = self.workload(seed, factor)
-            for system in (*group[repeat % len(group) :], *group[: repeat % len(group)]):
-                label = labels.get(system.key) or system.name
-                steps = [drive.Step(load.rate, s.seconds) for load in mine(system)]
-                cells = self.state.cell(
-                    key(system, repeat), partial(self._measure, system, work, steps, seed, repeat)
-                )
-                found += [
-                    cell | {"name": label, "factor": factor, "load": load.share, "of": load.of}
-                    for cell, load in zip(cells, mine(system), strict=True)
-                ]
-                means = ", ".join(
-                    f"{1000 * cell['summary']['ttft_mean']:.0f} at {step.rate:.2f}/s"
-                    for cell, step in zip(cells, steps, strict=True)
-                )
-                reporting.progress(
-                    f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {label} mean TTFT ms: {means}"
-                )
+            for one in rotated(group, repeat):
+                label = beside if beside and one is group[0] else one.name
+                # Systems without a host tier would only drown in what one with it can do.
+                mine = [load for load in loads if load.of == "stock" or one.name not in HOSTLESS]
+                steps = [player.Step(load.rate, s.seconds) for load in mine]
+                cells = self._cells(str(repeat), one, group, factor, steps, label)
+                for cell, load in zip(cells, mine, strict=True):
+                    place = {"factor": factor, "load": load.share, "of": load.of}
+                    found.append(cell | {"name": label, "repeat": repeat} | place)
+                    progress(
+                        f"{factor:g}x, repeat {repeat + 1}/{s.repeats}: {label} at {load.rate:.2f}/s: mean TTFT "
+                        f"{1000 * cell['summary']['ttft_mean']:.0f} ms"
+                    )
         return found
 
     def ablations(self) -> list[dict[str, Any]]:
@@ -243,30 +209,20 @@ class Comparison:
         factor = self.settings.factors[-1]
         loads = self.loads(factor, (ABLATION_LOAD,))[-1:]
         terms, found = list(TERMS), []
-        plain = self.ground.make("elora")
-        self.fleet.keep([plain.key])
+        plain = self.rig.system("elora")
         for start in range(0, len(terms), ABLATIONS_AT_ONCE):
-            group, labels = [plain], {plain.key: f"elora#{start}"}
-            for term in terms[start : start + ABLATIONS_AT_ONCE]:
-                made = self.ground.make("elora", None, [term])
-                made = systems.System(f"elora-without-{term}", None, made.flags)
-                group.append(made)
-                labels[made.key] = made.name
-            found += self._grid(group, factor, loads, labels)
-            self.fleet.drop([system.key for system in group[1:]])
+            self.rig.keep([plain])
+            some = terms[start : start + ABLATIONS_AT_ONCE]
+            group = [plain, *(self.rig.system("elora", None, [term]) for term in some)]
+            found += self._grid(group, factor, loads, f"elora#{start}")
         return found
 
     def run(self) -> dict[str, Any]:
-        """Everything; servers are ended whatever happens."""
-        self.ground.prepare()
-        try:
-            cells = self.cells()
-            ablations = self.ablations() if self.settings.ablate else []
-        finally:
-            self.fleet.end()
+        """Everything."""
+        cells = self.cells()
         return {
             "cells": cells,
-            "ablations": ablations,
+            "ablations": self.ablations() if self.settings.ablate else [],
             "tuning": self.tuning,
             "chosen": {
                 factor: {
@@ -275,26 +231,12 @@ class Comparison:
                 for factor, chosen in self.chosen.items()
             },
             "capacities": self.capacities,
-            "link_gbps": self.ground.link_gbps,
-            "prefill_s_per_token": self.ground.prefill_s,
-            "profile": asdict(self.settings.gpu),
-            "budget": asdict(self.budget),
-            "settings": {
-                key: getattr(self.settings, key)
-                for key in (
-                    "factors",
-                    "loads",
-                    "repeats",
-                    "warmup",
-                    "seconds",
-                    "tuning_seconds",
-                    "seed",
-                    "quick",
-                )
-            },
+            "settings": asdict(self.settings),
+            **self.rig.about(),
         }
 
 
-def mean_of(cells: Sequence[dict[str, Any]], key: str) -> float:
-    """Mean of a figure over repeats."""
-    return statistics.fmean(float(cell["summary"][key]) for cell in cells)
+def rotated(group: Sequence[Any], repeat: int) -> list[Any]:
+    """Who is measured first changes with the repeat."""
+    first = repeat % len(group)
+    return [*group[first:], *group[:first]]

@@ -1,4 +1,7 @@
-"""What a machine with a model costs: the constants of a simulation, from a small JSON file."""
+"""What a machine with a model costs: constants of a simulation, and proportions of a live run, from a JSON file.
+
+One format for every ``--profile``; those that come with the package are ``eval/profiles/*.json``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from elora_sglang.core.costs import Costs
 
-FOLDER = Path(__file__).resolve().parent / "machines"
+FOLDER = Path(__file__).resolve().parents[1] / "profiles"
 
 
 class MachineError(ValueError):
@@ -113,6 +116,22 @@ class Machine:
             + ranks * self.step_rank_s
             + self.iteration_s
         )
+
+    @property
+    def link_to_compute(self) -> float:
+        """Seconds to load one token's KV over seconds to prefill one token."""
+        return self.kv_bytes_per_token / self.load_bytes_s / self.prefill_token_s
+
+    def link_for(self, kv_bytes_per_token: int, prefill_token_s: float) -> float:
+        """GB/s at which a machine that prefills a token in so many seconds has this one's link-to-compute ratio.
+
+        Raises ValueError for a cost that is not above 0.
+        """
+        if kv_bytes_per_token <= 0 or prefill_token_s <= 0:
+            raise ValueError(
+                f"costs must be above 0, got {kv_bytes_per_token} bytes and {prefill_token_s} s a token"
+            )
+        return kv_bytes_per_token / (self.link_to_compute * prefill_token_s) / 1e9
 
     def to_json(self) -> str:
         """The profile's file; :func:`load` reads it."""

@@ -34,7 +34,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from elora_sglang.eval import reporting
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.trees import life as lives
 from elora_sglang.eval.trees.systems import MODULES
 

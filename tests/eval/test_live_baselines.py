@@ -11,7 +11,7 @@ import pytest
 from support import live
 from support.demo_paths import Demo
 
-from elora_sglang.eval.serving.systems import BASELINE_HOOKS
+from elora_sglang.eval.serving.launch import BASELINE_HOOKS
 
 pytestmark = pytest.mark.full
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from elora_sglang.eval.serving import report
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support.state import State
 
 MEANS = {"stock": 1.0, "stock-overlap": 0.8, "hicache": 0.5, "static": 0.4, "elora": 0.3}
 
@@ -92,10 +91,28 @@ def test_adapter_hits_are_what_was_not_loaded_whoever_counts() -> None:
     assert report.adapter_hits(cells()) is None
 
 
-def test_the_json_has_no_answers() -> None:
-    text = json.dumps(report.plain(data()))
-    assert json.loads(text)["answers"]["compared"] == 18
-    assert all("answers" not in cell for cell in json.loads(text)["cells"])
+def test_answers_are_compared_and_left_out() -> None:
+    assert report.answers(data()) == {"different": 0, "compared": 18, "examples": []}
+    told = report.answers(data(elora={"answers": {"0/0/0": [1, 3]}}))
+    assert told["different"] == 6 and told["examples"][0] == "elora 0/0/0"
+    assert not any({"answers", "ttft"} & set(cell) for cell in report.without_answers(cells()))
+
+
+def test_only_the_first_different_answer_of_a_session_counts() -> None:
+    ours = {"0/0/0": [1], "0/0/10": [3], "0/0/9": [2], "1/0/0": [4], "1/1/0": [5]}
+    theirs = {"0/0/0": [1], "0/0/9": [9], "0/0/10": [9], "1/0/0": [4]}
+    assert report.differing(ours, theirs) == (3, ["0/0/9"])
+
+
+def test_the_title_says_what_was_tuned_and_what_it_wasted() -> None:
+    about = {
+        "budget": {"device_tokens": 10, "host_tokens": 30, "adapters": 2}, "link_gbps": 0.05,
+        "prefill_s_per_token": 1e-4, "profile": {"name": "a GPU", "sources": {"default": "guessed"}},
+        "settings": {"repeats": 3, "seconds": 5.0}, "chosen": {"2x": {"stock": 2}}, "capacities": {"2x stock": 1.234},
+    }  # fmt: skip
+    text = report.title(data() | about)
+    for words in ("0.050 GB/s", "a GPU (guessed)", "25 % at 0.2 (2x)", "{'2x stock': 1.23}", "3 interleaved"):
+        assert words in text
 
 
 def test_a_finished_cell_is_not_measured_again(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from dataclasses import astuple
 import pytest
 
 from elora_sglang.core.manager import CacheManager
-from elora_sglang.eval import micro, reporting
+from elora_sglang.eval import micro
 from elora_sglang.eval.cli import main
+from elora_sglang.eval.support import reporting
 from elora_sglang.eval.trees import iteration, life
 
 NODES = 600

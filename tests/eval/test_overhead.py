@@ -8,28 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from elora_sglang.eval.fair import adapters_for_stock
-from elora_sglang.eval.overhead import interval, make_jobs
+from elora_sglang.eval.overhead import ANSWER_TOKENS, lanes
+from elora_sglang.eval.serving.launch import adapters_for_stock
+from elora_sglang.eval.workloads.model import prompts, tokens
 
 
-def test_interval_of_known_ratios() -> None:
-    mean, low, high = interval([0.5, 2.0])
-    assert mean == pytest.approx(1.0)
-    assert low * high == pytest.approx(1.0)
-    # t(0.975, 1 degree of freedom) = 12.706, standard error of the logs = ln 2
-    assert high == pytest.approx(2.0**12.7062, rel=1e-3)
-    assert interval([0.9, 0.9, 0.9]) == pytest.approx((0.9, 0.9, 0.9))
-
-
-def test_turns_extend_their_session_and_keep_its_adapter() -> None:
-    jobs = make_jobs(random.Random(1), ["a", "b"], sessions=3, turns=2, rate=5.0, vocab=100)
-    again = make_jobs(random.Random(1), ["a", "b"], sessions=3, turns=2, rate=5.0, vocab=100)
-    assert jobs == again and len(jobs) == 6
-    for first, second in zip(jobs[:3], jobs[3:], strict=True):
-        assert first.lora == second.lora
-        assert second.input_ids[: len(first.input_ids)] == first.input_ids
-        assert len(second.input_ids) > len(first.input_ids)
-    assert [job.at for job in jobs] == sorted(job.at for job in jobs)
+def test_turns_extend_their_session_by_fixed_content() -> None:
+    found, again = (lanes(random.Random(1), adapters=2, sessions=3, turns=2, rate=5.0) for _ in range(2))
+    assert found == again and [session.adapter for (session,) in found] == [0, 1, 0]
+    for (session,) in found:
+        (first, answer), (second, _) = prompts(session)
+        assert second[: len(first)] == first and answer not in second, "another answer makes no other prompt"
+        assert 60 <= tokens(first) < 180 and 20 <= tokens(second) - tokens(first) < 60
+        assert answer.tokens == ANSWER_TOKENS
+    times = [session.turns[turn].at for turn in range(2) for (session,) in found]
+    assert times == sorted(times)
+    assert len({piece.id for (session,) in found for turn in session.turns for piece in turn.new}) == 6
 
 
 def _adapter(folder: Path, **config: object) -> Path:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from elora_sglang.eval.cli import main
+from elora_sglang.eval.pages import page
 from elora_sglang.eval.pages.figures import ablation_ratios
+from elora_sglang.eval.reproduction import reasons
 
 
 def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Path:
@@ -70,6 +72,22 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: str | None, words
     assert words in str(failure.value) and "\n" not in str(failure.value)
 
 
+def test_old_results_whose_tables_have_no_names_get_the_same_figures(tmp_path: Path) -> None:
+    results = Path(__file__).parents[2] / "eval" / "results" / "part3-reproduce.json"
+    data = json.loads(results.read_text())
+    assert all("name" not in table for table in data["tables"])
+    names = [page.name_of(table) for table in data["tables"]]
+    assert names[:4] == ["claims", "grid", "centre", "ablations"] and names[-1] == "gap"
+    assert main(["report", str(results), str(reasons.beside(results)), "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 4, "reasons are no run of their own"
+
+
+def test_a_name_without_figures_is_drawn_without() -> None:
+    drawn = {"title": "The grid: renamed", "name": "switch", "header": [], "rows": []}
+    assert page.name_of(drawn) == "switch" and "switch" not in page.DRAWN
+    assert set(page.OLD_TITLES.values()) - {"claims"} == set(page.DRAWN)
+
+
 def test_live_results_are_drawn(tmp_path: Path) -> None:
     results = Path(__file__).parents[2] / "eval" / "results" / "part2-live-2x.json"
     assert main(["report", str(results), "--out", str(tmp_path)]) == 0
@@ -89,15 +107,18 @@ def test_tables_of_other_commands_are_shown(tmp_path: Path) -> None:
         "title": "Live servers on chat",
         "tables": [
             {
-                "title": "chat: TTFT over rate, 30 s a run",
+                "title": "a title",
                 "header": ["system", "TTFT"],
                 "rows": [["stock", "1"]],
+                "name": "ttft-over-rate",
             },
             {
-                "title": "Mooncake conversations",
+                "title": "another",
                 "header": ["% of the way", "2%"],
                 "rows": [["elora", "40 ± 5"]],
+                "name": "gap",
             },
+            {"title": "TTFT over rate", "header": ["x"], "rows": [["no name, no figure"]], "name": ""},
         ],
         "cells": cells,
     }

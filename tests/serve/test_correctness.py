@@ -19,7 +19,7 @@ from support import live, oracle_client
 from support.demo_paths import Demo
 from support.dialogs import Prompt, prompts
 
-from elora_sglang.eval.fair import adapters_for_stock
+from elora_sglang.eval.serving.launch import adapters_for_stock
 
 SEED = 20261123
 COUNT = 240

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from elora_sglang.eval import reproduce
-from elora_sglang.eval.reproduction import claims, gap, overhead, plan, scene, tables
+from elora_sglang.eval.reproduction import claims, gap, overhead, plan, reasons, scene, tables
 from elora_sglang.eval.reproduction.scene import RESIDENT, Scene, Turns, measure
-from elora_sglang.eval.state import State
+from elora_sglang.eval.support.state import State
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def results() -> claims.Results:
 
 def test_claims_are_ratios_at_the_baselines_loads() -> None:
     found = results()
-    assert all(all(row) for row in claims.table(found)), "no cell is empty, least of all why we differ"
-    rows = {row[0]: row[2] for row in claims.table(found)}
+    assert all(all(row[:3]) for row in claims.rows(found))
+    rows = {row[0]: row[2] for row in claims.rows(found)}
     assert rows["mean TTFT over a server with memory for everything, the grid"] == "+0.0 % (+0.0 to +0.0)"
     assert rows["mean TTFT against vLLM"] == "-70.0 % (-80.0 to -60.0)"
     assert rows["peak load against vLLM"] == "+80.0 % (+80.0 to +80.0)"
@@ -114,18 +114,46 @@ def test_claims_are_ratios_at_the_baselines_loads() -> None:
     assert aims["median TTFT, 16 adapters over 8, 9 requests each"].value == pytest.approx(1.5)
 
 
+RECORDED = json.loads(reasons.LATEST.read_text())
+
+
+def test_every_recorded_figure_has_its_reason_and_every_reason_its_figure() -> None:
+    rows, known = claims.rows(RECORDED["reproduction"]), reasons.read(reasons.LATEST)
+    assert json.loads(reasons.beside(reasons.LATEST).read_text())["result"] == reasons.LATEST.name
+    assert reasons.faults(rows, known) == []
+    (stored,) = (table for table in RECORDED["tables"] if table["header"] == list(claims.HEADER))
+    assert reasons.explained(rows, known) == stored["rows"], "as they were when it was recorded"
+
+
+def test_a_reason_for_a_figure_that_is_not_there_is_found_and_not_shown() -> None:
+    rows, known = claims.rows(RECORDED["reproduction"]), reasons.read(reasons.LATEST)
+    known["no-such-claim"] = {"figure": "1", "why": "because"}
+    known["mean-ttft-against-vllm"] = known["mean-ttft-against-vllm"] | {"figure": "-1.0 %"}
+    del known["p99-ttft-against-vllm"]
+    found = reasons.faults(rows, known)
+    assert [fault.partition(":")[0] for fault in found] == [
+        "no-such-claim", "p99-ttft-against-vllm", "mean-ttft-against-vllm",
+    ]  # fmt: skip
+    shown = {row[0]: row[3] for row in reasons.explained(rows, known)}
+    assert not shown["mean TTFT against vLLM"] and shown["peak load against vLLM"]
+
+
+def test_reasons_are_carried_to_a_new_result_and_what_moved_is_said(tmp_path: Path) -> None:
+    new = tmp_path / "new.json"
+    found = {**RECORDED["reproduction"], "overhead": [{"mean_s": 1e-4, "nodes": 1000}]}
+    new.write_text(json.dumps({"reproduction": found}))
+    (moved,) = reasons.carry(new, reasons.LATEST)
+    assert moved.startswith("match-and-update-of-the-tree-a-query: the reason is for ")
+    assert moved.endswith("the result has 0.10 ms with 1,000 nodes")
+    assert reasons.faults(claims.rows(found), reasons.read(new)) == []
+
+
 def test_every_result_has_its_table() -> None:
     found = results() | {"skew": results()["many"], "drift": results()["many"]}
     made = {table.title.partition(":")[0]: table for table in tables.tables(found)}
-    assert set(made) == {
-        "The grid",
-        "What each part is worth",
-        "By memory",
-        "By adapters",
-        "By skew",
-        "By drift_s",
-        "sglang#13349",
-    }
+    assert [table.name for table in made.values()] == [
+        "claims", "grid", "ablations", "scarce", "many", "skew", "drift", "burst",
+    ]  # fmt: skip
     assert all(len(row) == len(table.header) for table in made.values() for row in table.rows)
 
 
@@ -139,7 +167,7 @@ def test_the_gap_has_an_interval_over_samples() -> None:
     assert [gap.closed(sample, "elora") for sample in samples] == [0.5, 0.75]
     header, rows = gap.rows(samples)
     assert header[1:] == ["2%, host endless"] and rows == [["elora", "62 ± 159"]]
-    assert gap.interval([0.5]) == (0.5, 0.0)
+    assert gap.rows(samples[:1])[1] == [["elora", "50"]], "one sample has no interval"
 
 
 def test_matching_and_updating_is_measured() -> None:

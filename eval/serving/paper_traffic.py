@@ -6,7 +6,8 @@ the workload's header, as for any other parameters.
 
 from __future__ import annotations
 
-from elora_sglang.eval.serving import model
+from typing import Any
+
 from elora_sglang.eval.workloads import create
 from elora_sglang.eval.workloads.model import Workload
 
@@ -26,30 +27,10 @@ SCALED: dict[str, dict[str, float]] = {
 }  # fmt: skip
 
 
-def workload(
-    name: str, *, rate: float, duration_s: float, adapters: int, ranks: tuple[int, ...], seed: int
-) -> Workload:
-    """``rate`` turns a second for ``duration_s`` seconds; ``ranks`` in turn, as the adapters on disk have them.
+def workload(name: str, *, ranks: tuple[int, ...], **parameters: Any) -> Workload:
+    """``parameters``: rate, duration_s, adapters, seed; ``ranks`` in turn, as the adapters on disk have them.
 
-    Raises :class:`WorkloadError` for a name that has no scaled form.
+    Raises :class:`WorkloadError` for a workload that there is not.
     """
-    return create(
-        name,
-        rate=rate,
-        duration_s=duration_s,
-        adapters=adapters,
-        ranks=",".join(map(str, ranks)),
-        drift_s=0.0,
-        seed=seed,
-        **SCALED.get(name, {}),
-    )
-
-
-def names() -> list[str]:
-    """Workloads that have a scaled form."""
-    return list(SCALED)
-
-
-def adapter_names(count: int) -> list[str]:
-    """Of the adapters on disk, by index."""
-    return [model.name(index) for index in range(count)]
+    listed = ",".join(map(str, ranks))
+    return create(name, ranks=listed, drift_s=0.0, **parameters, **SCALED.get(name, {}))
