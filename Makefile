@@ -10,16 +10,17 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help serve demo venv test test-full reproduce check format docs clean
+.PHONY: help serve demo venv test test-full reproduce check format docs release clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
-	@echo "make test       unit, white-box and live tests"
+	@echo "make test       unit, white-box and live tests; TESTS='tests/core tests/runtime' for some of them"
 	@echo "make test-full  the same and the long ones"
 	@echo "make reproduce  the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
 	@echo "make check      lint, types, import rules, generated pages"
 	@echo "make docs       write the generated pages again"
+	@echo "make release    wheel and sdist of what is committed, checked in a clean environment, into dist/"
 	@echo "make clean      remove what make made, .venv and the demo model included"
 
 $(BIN)/python:
@@ -43,8 +44,10 @@ demo: $(VENV)/.demo-installed
 serve: demo
 	$(BIN)/python -m elora_sglang.demo.serve $(DEMO) --host $(HOST) --port $(PORT)
 
+# Folders or files; none of them means all.
+TESTS ?=
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 test-full: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m 'full or not full'
@@ -71,6 +74,9 @@ format: $(VENV)/.dev-installed
 docs: $(VENV)/.dev-installed
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
+
+release: $(VENV)/.dev-installed
+	$(BIN)/python tests/support/release.py --out dist
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
