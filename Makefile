@@ -10,12 +10,13 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help serve demo venv test test-full reproduce check format docs release clean
+.PHONY: help serve demo venv test test-nightly test-full reproduce check format docs release clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
 	@echo "make test       unit, white-box and live tests; TESTS='tests/core tests/runtime' for some of them"
+	@echo "make test-nightly  the random tests with fresh seeds, and the long random lives of the core"
 	@echo "make test-full  the same and the long ones"
 	@echo "make reproduce  the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
 	@echo "make check      lint, types, import rules, generated pages"
@@ -48,6 +49,12 @@ serve: demo
 TESTS ?=
 test: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest $(TESTS)
+
+# `make test` draws fixed seeds. A failure here names its seed; tests/support/seeds.py says how to keep it.
+SEEDED = $(shell grep -rl --include='test_*.py' 'support.* import seeds' tests | grep -v -e '^tests/core/' -e interpreted/)
+test-nightly: $(VENV)/.dev-installed
+	ELORA_FRESH_SEEDS=1 $(BIN)/python -m pytest -m 'full or not full' tests/core
+	ELORA_FRESH_SEEDS=1 $(BIN)/python -m pytest $(SEEDED) tests/kernels/test_interpreter.py tests/runtime/pool
 
 test-full: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m 'full or not full'

@@ -8,14 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import golden_answers, live
+from hypothesis import settings
+from support import golden_answers, live, seeds
 from support.demo_paths import Demo
 
 DEMO_DIR = Path(os.environ.get("ELORA_DEMO_DIR", live.ROOT / ".demo")).absolute()
 
+settings.register_profile("fixed", derandomize=True)
+if not seeds.fresh():
+    settings.load_profile("fixed")
+
 # These need Triton's interpreter, which is chosen when Triton is imported: `kernels/test_interpreter.py` runs
 # them in a process of their own.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["kernels/interpreted"]
+
+
+def pytest_report_header() -> str:
+    """The seed of this run, before anything can fail."""
+    return f"seed {seeds.SEED}" + (" (fresh)" if seeds.fresh() else "")
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 from array import array
 
 import pytest
+from support import seeds
 from support.manager_runtime import COSTS, Runtime, TuplePayloads
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
@@ -15,12 +15,9 @@ from elora_sglang.core.policies import policy_names
 from elora_sglang.core.trace import Recorder, main, replay
 from elora_sglang.core.tree.node import Node
 
-SEED = int(os.environ.get("ELORA_TREE_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
-
 
 def live(policy: str, steps: int, *, page: int = 1, faults: float = 0.0, **settings: object) -> Runtime:
-    name = f"{SEED}/{policy}/{page}/{faults}/{sorted(settings)}"
-    print(f"seed {name}; repeat with ELORA_TREE_SEED={SEED}")
+    name = f"{seeds.draw()}/{policy}/{page}/{faults}/{sorted(settings)}"
     chosen = SwapSettings(**{"host_slots": 900 * page, **settings})  # type: ignore[arg-type]
     runtime = Runtime(random.Random(name), policy, chosen, page=page, device=400 * page, faults=faults)
     for step in range(steps):
@@ -63,7 +60,7 @@ def test_without_a_host_nothing_is_copied() -> None:
 @pytest.mark.parametrize("policy", policy_names())
 def test_a_recorded_life_replays_to_the_same_decisions(policy: str, tmp_path: object) -> None:
     lines: list[str] = []
-    runtime = Runtime(random.Random(SEED), policy, SwapSettings(host_slots=900), faults=0.03)
+    runtime = Runtime(random.Random(seeds.draw()), policy, SwapSettings(host_slots=900), faults=0.03)
     # From the start: register was called before, so a fresh runtime's manager is recorded instead.
     fresh = CacheManager(1, 400, policy, TuplePayloads(), SwapSettings(host_slots=900), COSTS)
     Recorder(fresh, lines.append)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from support import seeds
 
 from elora_sglang.kernels.paged_lora import add_lora, expand, plan_segments, shrink
 from elora_sglang.kernels.paged_lora.inputs import MODULE, Inputs, make_inputs
@@ -117,9 +118,7 @@ def test_swapped_pages_change_the_result() -> None:
 
 
 def test_segments_cover_exactly_the_active_rows() -> None:
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seeds.draw())
     for _ in range(300):
         adapters = [None, *(object() for _ in range(rng.randint(1, 6)))]
         indices = [rng.randrange(len(adapters)) for _ in range(rng.randint(0, 40))]

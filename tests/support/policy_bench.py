@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from array import array
 
-from golden_policies import SizePayloads
-
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.policies import create_policy
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.tree.tree import DependencyTree, Node
+
+
+class SizePayloads:
+    """Payloads that are only a number of slots."""
+
+    def slice(self, payload: int, start: int, stop: int) -> int:
+        return stop - start
+
+    def split(self, payload: int, at: int) -> tuple[int, int]:
+        return at, payload - at
 
 
 class Bench:

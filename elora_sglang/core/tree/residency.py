@@ -186,8 +186,7 @@ class ResidentTree(TreeStructure):
             if not node.locks:
                 if node.resident and not node.pinned:
                     moved += node.size
-                if not doomed:
-                    self._offer(node)
+                self._offer(node)  # in a doomed branch too: a copy further down may hold it for a while
             node = node.parent  # type: ignore[assignment]  # only the root has none
         self._protect(-moved)
         if doomed:

@@ -2,7 +2,7 @@
 
 Regenerate after an intended change, and read the difference:
 
-    python -m tests.core.golden_policies --regenerate
+    PYTHONPATH=tests python tests/core/policies/golden_policies.py --regenerate
 
 Without the option the counts are printed; ``--table`` prints one line per policy and workload.
 """
@@ -17,6 +17,8 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from support.policy_bench import SizePayloads
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.hints import Hints
@@ -45,16 +47,6 @@ class Workload(NamedTuple):
     adapters: list[int]
     device: int
     host: int
-
-
-class SizePayloads:
-    """Payloads that are only a number of slots."""
-
-    def slice(self, payload: int, start: int, stop: int) -> int:
-        return stop - start
-
-    def split(self, payload: int, at: int) -> tuple[int, int]:
-        return at, payload - at
 
 
 class Serving:

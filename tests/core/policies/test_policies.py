@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from golden_policies import GOLDEN, WORKLOADS, decide
+from support import seeds
 from support.policy_bench import Bench
 from support.tree_driver import Driver, TuplePayloads
 
@@ -50,9 +51,7 @@ def test_an_unknown_policy_names_those_there_are() -> None:
 @pytest.mark.parametrize("name", policy_names())
 def test_decisions_are_the_golden_ones(name: str, workload: str) -> None:
     golden = json.loads(GOLDEN.read_text())
-    assert golden[name][workload] == decide(name, workload), (
-        "if intended: python -m tests.core.golden_policies --regenerate"
-    )
+    assert golden[name][workload] == decide(name, workload), "if intended: see golden_policies.py"
 
 
 @pytest.mark.parametrize("name", policy_names())
@@ -63,9 +62,7 @@ def test_the_same_events_give_the_same_decisions(name: str) -> None:
 @pytest.mark.parametrize("name", policy_names())
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_invariants_hold_under_the_policy(name: str, page_size: int) -> None:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seeds.draw())
     bench = Bench(name, device=80 * page_size)
     bench.policy.dependency = True  # what the driver's model knows; `static` without it: test_policy_kinds
     driver = Driver(page_size, bench.policy, is_lru=name == "lru", pool=80 * page_size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from support import seeds
+
 from elora_sglang.core.policies.support.return_predictor import (
     HORIZON_S,
     LEAST_ANSWERS,
@@ -39,8 +41,7 @@ def test_it_acts_on_two_kinds_of_traffic() -> None:
 
 
 def test_it_abstains_on_noise() -> None:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")
+    seed = seeds.draw()
     acted = asked = 0
     for run in range(20):
         predictor = ReturnPredictor()

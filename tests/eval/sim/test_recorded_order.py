@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import seeds
 
 from elora_sglang.eval.baselines import record
 from elora_sglang.eval.sim import recorded
@@ -62,9 +63,7 @@ def drive(seed: int, core: str, steps: int = 400) -> None:
 
 @pytest.mark.parametrize("core", ["python", "rust"])
 def test_what_stock_finds_and_evicts_is_found_and_evicted(core: str, recording: Path) -> None:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")
-    drive(seed, core)
+    drive(seeds.draw(), core)
     found = recorded.replay(recording.read_text().splitlines())
     assert found.difference is None, found.difference
     assert found.matches == 400 and found.recorded == found.replayed and found.recorded[0] > 1000

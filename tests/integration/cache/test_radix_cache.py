@@ -8,6 +8,7 @@ import pytest
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from support import seeds
 from support.cache_harness import Harness
 
 A, B = "a" * 32, "b" * 32
@@ -157,9 +158,7 @@ def test_touch_refreshes_recency_only(page_size: int) -> None:
 
 def test_random_traffic_leaks_nothing(harness: Harness) -> None:
     """Admissions, decoding, finishes, retractions and unloads in random order; audited all along."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seeds.draw())
     running: list = []
     for _ in range(400):
         action = rng.random()

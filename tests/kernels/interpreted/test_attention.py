@@ -6,16 +6,15 @@ its load would give NaN.
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+from support import seeds
+from support.seeds import SEED
 
 from elora_sglang.kernels.paged_lora.inputs import Inputs, make_inputs
 
-SEED = random.SystemRandom().randrange(2**31)
 KV_HEADS, SIZE = 2, 16
 LENGTHS = (19, 1)
 
@@ -72,7 +71,7 @@ def ends(lengths: list[int]) -> torch.Tensor:
     [(torch.float16, 16, 4 * KV_HEADS), (torch.float32, 16, KV_HEADS), (torch.float32, 1, 4 * KV_HEADS)],
 )
 def test_decode_sees_kv_and_nothing_else(dtype: torch.dtype, page_size: int, heads: int) -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     served, splits = Served(page_size, dtype), 2
     count = len(LENGTHS)
     q = served.random(count, heads).to(dtype)
@@ -91,7 +90,7 @@ def test_decode_sees_kv_and_nothing_else(dtype: torch.dtype, page_size: int, hea
 
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_prefill_sees_kv_and_nothing_else(page_size: int) -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     served, heads = Served(page_size, torch.float32), 2 * KV_HEADS
     prefixes = [length // 2 for length in LENGTHS]
     new = [length - prefix for length, prefix in zip(LENGTHS, prefixes, strict=True)]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import pytest
 import torch
+from support import seeds
+from support.seeds import SEED
 
 from elora_sglang.kernels.cases import OPS, Case, awkward
 from elora_sglang.kernels.paged_lora.inputs import case as lora_case
 from elora_sglang.kernels.paged_lora.inputs import make_inputs
 from elora_sglang.kernels.paged_lora.tables import TableSet
-
-SEED = random.SystemRandom().randrange(2**31)
 
 
 def cases() -> list[Case]:
@@ -23,13 +22,13 @@ def cases() -> list[Case]:
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.op}: {case.name}")
 def test_op(case: Case, implementation: str) -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     case.check(implementation)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_case_notices_one_wrong_number(op: str) -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     checked = 0
     for case in awkward(op, SEED, "cpu"):
         right = case.run["reference"]()

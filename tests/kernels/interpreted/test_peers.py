@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
+from support import seeds
+from support.seeds import SEED
 
 from elora_sglang.eval.gpu import attention, segment_gemm
 from elora_sglang.eval.gpu.llama import Module
 
-SEED = random.SystemRandom().randrange(2**31)
 CPU = torch.device("cpu")
 
 
@@ -67,19 +66,19 @@ class Decode:
 
 
 def test_attention_over_the_pool_is_checked_and_adapters_stay_what_they_are() -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     found = attention.check(Decode(), SEED, CPU)
     assert found["attention"] < 0.01 and found["lora"] < 0.02
 
 
 def test_an_attention_that_reads_past_the_last_token_is_noticed() -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     with pytest.raises(AssertionError, match="off by nan"):
         attention.check(Decode(careless=True), SEED, CPU)
 
 
 def test_grouped_products_are_lora() -> None:
-    print(f"seed {SEED}")
+    seeds.draw()
     torch.manual_seed(SEED)
     module, picks = Module("qkv_proj", 24, (16, 8, 8)), [2, 0, 2, 1, 0, 2]
     a, bs = segment_gemm.weights(module, [4, 8, 8], CPU)
