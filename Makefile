@@ -10,19 +10,20 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help serve demo venv test test-nightly test-full reproduce check format docs release clean
+.PHONY: help serve demo venv test test-nightly test-full reproduce check format docs surface-diff release clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
-	@echo "make test       unit, white-box and live tests; TESTS='tests/core tests/runtime' for some of them"
+	@echo "make serve         install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
+	@echo "make test          unit, white-box and live tests; TESTS='tests/core tests/runtime' for some of them"
 	@echo "make test-nightly  the random tests with fresh seeds, and the long random lives of the core"
-	@echo "make test-full  the same and the long ones"
-	@echo "make reproduce  the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
-	@echo "make check      lint, types, import rules, generated pages"
-	@echo "make docs       write the generated pages again"
-	@echo "make release    wheel and sdist of what is committed, checked in a clean environment, into dist/"
-	@echo "make clean      remove what make made, .venv and the demo model included"
+	@echo "make test-full     the same and the long ones"
+	@echo "make reproduce     the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
+	@echo "make check         lint, types, import rules, generated pages"
+	@echo "make docs          write the generated pages again"
+	@echo "make surface-diff  what SGLang NEW=0.5.24 would change for us"
+	@echo "make release       wheel and sdist of what is committed, checked in a clean environment, into dist/"
+	@echo "make clean         remove what make made, .venv and the demo model included"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -81,6 +82,11 @@ format: $(VENV)/.dev-installed
 docs: $(VENV)/.dev-installed
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
+
+# The release that we support, as pyproject.toml pins it, and the one to compare with.
+OLD ?= $(shell sed -n 's/^ *"sglang==\([0-9.]*\)",$$/\1/p' pyproject.toml)
+surface-diff: $(VENV)/.dev-installed
+	$(BIN)/python -m elora_sglang.patches.surface --diff $(OLD) $(NEW)
 
 release: $(VENV)/.dev-installed
 	$(BIN)/python tests/support/release.py --out dist
