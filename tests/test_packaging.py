@@ -75,6 +75,12 @@ def test_what_a_wheel_lacks_is_found(path: str, built: Built, checkout: Path, tm
     assert [f for f in release.content_faults(wheel, checkout) if f.startswith("left out: ")]
 
 
+def test_a_release_is_in_the_changelog(built: Built, checkout: Path, tmp_path: Path) -> None:
+    assert not release.unannounced(built.wheel, checkout)
+    shutil.copy(checkout / "CHANGELOG.md", tmp_path)
+    assert release.unannounced(Path("elora_sglang-99.0-py3-none-any.whl"), tmp_path)
+
+
 def test_the_installed_wheel_works_in_a_clean_environment(built: Built, tmp_path: Path) -> None:
     python = release.clean_environment(tmp_path, built.wheel)
     lines = release.check_installed(python, built.wheel, tmp_path)
