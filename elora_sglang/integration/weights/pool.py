@@ -24,6 +24,7 @@ from elora_sglang.runtime.pool.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool.views import UnifiedPool
 
 if TYPE_CHECKING:
+    from sglang.srt.lora.layers import BaseLayerWithLoRA
     from sglang.srt.lora.lora import LoRAAdapter
     from sglang.srt.lora.lora_manager import LoRAManager
 
@@ -258,7 +259,7 @@ class EloraLoRAMemoryPool(LoRAMemoryPool):
             )
         return layout
 
-    def _wrapped(self, layer: int) -> dict[str, Any]:
+    def _wrapped(self, layer: int) -> dict[str, BaseLayerWithLoRA]:
         return lora_shards.modules_by_name(self.manager.lora_modules[layer], self.target_modules)
 
     def _shapes(self, adapter: LoRAAdapter, layer: int) -> tuple[ModuleShape, ...]:
