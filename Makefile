@@ -63,6 +63,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/lint-imports
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --check
 	$(BIN)/python -m elora_sglang.patches.table --check
+	$(BIN)/python -m elora_sglang.patches.surface --check
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
@@ -71,6 +72,7 @@ format: $(VENV)/.dev-installed
 docs: $(VENV)/.dev-installed
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
+	$(BIN)/python -m elora_sglang.patches.surface --write
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
