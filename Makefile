@@ -74,6 +74,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/lint-imports
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --check
 	$(BIN)/python -m elora_sglang.patches.table --check
+	$(BIN)/python -m elora_sglang.patches.surface --check
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
@@ -82,6 +83,7 @@ format: $(VENV)/.dev-installed
 docs: $(VENV)/.dev-installed
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
+	$(BIN)/python -m elora_sglang.patches.surface --write
 
 # The release that we support, as pyproject.toml pins it, and the one to compare with.
 OLD ?= $(shell sed -n 's/^ *"sglang==\([0-9.]*\)",$$/\1/p' pyproject.toml)

@@ -38,7 +38,7 @@ _PURE = ("core",)
 
 #: Which servers or programs need what a file uses; everything else is needed by ``--elora``.
 _PARTS = {"eval": "eval", "frontend": "frontend", "platform": "cpu"}
-_PART_OF_RECORD = {When.EVAL: "eval", When.FRONTEND: "frontend", When.CPU: "cpu"}
+PART_OF_RECORD = {When.EVAL: "eval", When.FRONTEND: "frontend", When.CPU: "cpu"}
 
 
 @dataclasses.dataclass
@@ -222,7 +222,7 @@ class Uses:
 
     def _record_hooks(self) -> None:
         for record in self.records:
-            part = _PART_OF_RECORD.get(record.when, "elora")
+            part = PART_OF_RECORD.get(record.when, "elora")
             module = self._record_module(record)
             kind = "register" if record.kind is Kind.REGISTRY else "hook"
             owner, _, _ = record.target.rpartition(".")

@@ -42,7 +42,9 @@ def modules_by_name(
     return found
 
 
-def shapes(adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, BaseLayerWithLoRA]) -> tuple[ModuleShape, ...]:
+def shapes(
+    adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, BaseLayerWithLoRA]
+) -> tuple[ModuleShape, ...]:
     """LoRA shapes of one layer on this tp rank, in module-name order.
 
     Reads shapes only. They are the same on every tp rank, because SGLang cuts every module evenly.
