@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
 import sys
 from pathlib import Path
@@ -35,15 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="with --diff: one JSON object")
     chosen = parser.parse_args(arguments)
-    # Syntax trees are many small objects that all stay; looking for garbage among them doubles the time.
-    gc.disable()
     try:
         return _run(chosen)
     except place.NotFound as error:
         print(f"elora: {error}", file=sys.stderr)
         return 2
-    finally:
-        gc.enable()
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from elora_sglang.patches.surface.code import Code
+from elora_sglang.patches.surface.code import Code, without_collection
 from elora_sglang.patches.surface.record import Entry
 from elora_sglang.patches.surface.shape import Shape, describe
 from elora_sglang.patches.surface.uses import SGLANG
@@ -33,8 +33,9 @@ class Change:
 
     Args:
         name: the SGLang name.
-        what: ``gone``, ``moved``, ``kind changed``, ``new required argument``, ``signature changed``, ``base
-            changed``, ``new abstract method``, ``source changed``, ``type changed`` or ``value changed``.
+        what: ``gone``, ``moved``, ``kind changed``, ``new required argument``, ``default removed``, ``signature
+            changed``, ``base changed``, ``new abstract method``, ``source changed``, ``type changed`` or ``value
+            changed``.
         detail: before and after, in short.
         verdict: whether it breaks us.
         parts: what of ours needs it, see :class:`record.Entry`.
@@ -79,6 +80,7 @@ class Comparison:
         return text + (f", in neither: {len(self.absent)}" if self.absent else "")
 
 
+@without_collection
 def compare(entries: Mapping[str, Entry], old: Mapping[str, Shape | None], code: Code) -> Comparison:
     """What of ``entries`` is another in ``code`` than it was in ``old``."""
     finder = _Finder(code)
@@ -190,7 +192,12 @@ def _signature(path: str, entry: Entry, before: Shape, now: Shape) -> Change | N
         )
     failing = [call for call in entry.calls if not binds(now.signature, call)]
     required = _required(now.signature) - _names(before.signature)
-    what = f"new required argument {', '.join(sorted(required))}" if required else "signature changed"
+    more = len(_required(now.signature)) > len(_required(before.signature))
+    what = "signature changed"
+    if required and more:
+        what = f"new required argument {', '.join(sorted(required))}"
+    elif lost := (_required(now.signature) & _names(before.signature)) - _required(before.signature):
+        what = f"default removed of {', '.join(sorted(lost))}"
     detail = _difference(before.signature, now.signature)
     if failing:
         detail += f"; our call {failing[0]} fails"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.patches.base import FOLDER, Patch, manifest
-from elora_sglang.patches.surface.code import Code
+from elora_sglang.patches.surface.code import Code, without_collection
 from elora_sglang.patches.surface.shape import Shape, describe
 from elora_sglang.patches.surface.uses import SGLANG, Use, Uses
 
@@ -60,6 +60,7 @@ class Surface:
     unseen: tuple[str, ...] = ()
 
 
+@without_collection
 def build(code: Code, records: tuple[Patch, ...], version: str) -> Surface:
     """Read our source and SGLang's, and state what we lean on."""
     uses = Uses(code, records).collect()
@@ -171,6 +172,7 @@ def stored() -> Surface:
     return loads(FILE.read_text())
 
 
+@without_collection
 def against(surface: Surface, code: Code) -> dict[str, Shape | None]:
     """The shape of every entry in another SGLang."""
     return {path: describe(code, path) for path in surface.entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,11 @@ class Plant:
         new = self.package.joinpath(*module.split(".")[1:]).with_suffix(".py")
         self.write(new, f"from {old} import *\n\n\n{own}")
         self.write(path, whole.replace(own, f"from {module} import {last}\n" if keep_importable else ""))
+
+    def into_class(self, name: str) -> None:
+        """Make a function the method of a new class."""
+        path, whole, own = self.source(name)
+        self.write(path, whole.replace(own, "class QuiteNew:\n" + textwrap.indent(own, "    ")))
 
     def take_back(self) -> None:
         """Undo everything."""
