@@ -10,18 +10,20 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help serve demo venv test test-nightly test-full reproduce check format docs clean
+.PHONY: help serve demo venv test test-nightly test-full reproduce check format docs surface-diff release clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make serve      install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
-	@echo "make test       unit, white-box and live tests"
+	@echo "make serve         install, make the demo model, start the server on $(HOST):$(PORT) (PORT=... to change)"
+	@echo "make test          unit, white-box and live tests; TESTS='tests/core tests/runtime' for some of them"
 	@echo "make test-nightly  the random tests with fresh seeds, and the long random lives of the core"
-	@echo "make test-full  the same and the long ones"
-	@echo "make reproduce  the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
-	@echo "make check      lint, types, import rules, generated pages"
-	@echo "make docs       write the generated pages again"
-	@echo "make clean      remove what make made, .venv and the demo model included"
+	@echo "make test-full     the same and the long ones"
+	@echo "make reproduce     the paper's experiments in simulated time, half an hour; TRACE=FILE adds a real trace"
+	@echo "make check         lint, types, import rules, generated pages"
+	@echo "make docs          write the generated pages again"
+	@echo "make surface-diff  what SGLang NEW=0.5.24 would change for us"
+	@echo "make release       wheel and sdist of what is committed, checked in a clean environment, into dist/"
+	@echo "make clean         remove what make made, .venv and the demo model included"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,8 +46,10 @@ demo: $(VENV)/.demo-installed
 serve: demo
 	$(BIN)/python -m elora_sglang.demo.serve $(DEMO) --host $(HOST) --port $(PORT)
 
+# Folders or files; none of them means all.
+TESTS ?=
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 # `make test` draws fixed seeds. A failure here names its seed; tests/support/seeds.py says how to keep it.
 SEEDED = $(shell grep -rl --include='test_*.py' 'support.* import seeds' tests | grep -v -e '^tests/core/' -e interpreted/)
@@ -70,6 +74,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/python tests/support/import_rules.py
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --check
 	$(BIN)/python -m elora_sglang.patches.table --check
+	$(BIN)/python -m elora_sglang.patches.surface --check
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
@@ -78,6 +83,15 @@ format: $(VENV)/.dev-installed
 docs: $(VENV)/.dev-installed
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --write
 	$(BIN)/python -m elora_sglang.patches.table --write
+	$(BIN)/python -m elora_sglang.patches.surface --write
+
+# The release that we support, as pyproject.toml pins it, and the one to compare with.
+OLD ?= $(shell sed -n 's/^ *"sglang==\([0-9.]*\)",$$/\1/p' pyproject.toml)
+surface-diff: $(VENV)/.dev-installed
+	$(BIN)/python -m elora_sglang.patches.surface --diff $(OLD) $(NEW)
+
+release: $(VENV)/.dev-installed
+	$(BIN)/python tests/support/release.py --out dist
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import live, seeds
+from support import golden_answers, live, seeds
 from support.demo_paths import Demo
 
 DEMO_DIR = Path(os.environ.get("ELORA_DEMO_DIR", live.ROOT / ".demo")).absolute()
@@ -53,3 +53,9 @@ def demo(demo_dir: Path) -> Demo:
         adapters={entry["name"]: demo_dir / entry["path"] for entry in manifest["adapters"]},
         manifest=manifest,
     )
+
+
+@pytest.fixture(scope="session")
+def golden(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> golden_answers.Golden:
+    """Prompts and what Transformers answers to them, for the live tests that compare tokens."""
+    return golden_answers.make(demo, tmp_path_factory.mktemp("oracle"))

@@ -1,99 +1,116 @@
-"""The wheel installs exactly one import name, and the folders at the root hide nothing."""
+"""The wheel: one import name, all code, no results; and it works where nothing else of ours is.
+
+The checks themselves are in ``support/release.py``: ``make release`` runs the same.
+"""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from support import live
-
-FOLDERS = ("patches", "kernels", "eval")
-
-
-def run(*command: str, cwd: Path) -> str:
-    """Output of a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd, env=live.clean_env())
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout.strip()
+from support import release
+from support.release import FOLDERS, NAME, ROOT, Built
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a build reads, so that building leaves nothing in the working tree."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("elora_sglang", *FOLDERS):
-        shutil.copytree(
-            live.ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        if (live.ROOT / name).exists():
-            shutil.copy(live.ROOT / name, copy / name)
+    for name in (NAME, *FOLDERS):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "MANIFEST.in"):
+        shutil.copy(ROOT / name, copy / name)
     return copy
 
 
 @pytest.fixture(scope="module")
-def wheels(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel built from the checkout, and the one built from the sdist of the checkout."""
-    found = {}
-    for name, flags in {"wheel": ["--wheel"], "sdist": []}.items():
-        out = tmp_path_factory.mktemp(name)
-        run(sys.executable, "-m", "build", "--no-isolation", *flags, "-o", str(out), ".", cwd=checkout)
-        (found[name],) = out.glob("*.whl")
-    return found
+def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return release.build(checkout, tmp_path_factory.mktemp("built"))
 
 
-def modules(wheel: Path) -> set[str]:
-    """Files in a wheel besides its metadata."""
-    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+def test_the_wheel_holds_what_it_should_and_nothing_else(built: Built, checkout: Path) -> None:
+    assert not release.content_faults(built.wheel, checkout)
+    held = release.files(built.wheel)
+    assert {f"{NAME}/patches/targets.json", f"{NAME}/demo/prompts.json", f"{NAME}/py.typed"} <= set(held)
+    # 72 % of the first wheel were results, by bytes.
+    code = sum(entry.file_size for path, entry in held.items() if path.endswith(".py"))
+    assert code > 0.75 * sum(entry.file_size for entry in held.values())
 
 
-def test_the_wheel_has_one_import_name(wheels: dict[str, Path]) -> None:
-    assert {name.split("/")[0] for name in modules(wheels["wheel"])} == {"elora_sglang"}
+def test_the_sdist_makes_the_same_wheel_and_holds_no_more(built: Built) -> None:
+    assert release.same(built.wheel, built.direct)
+    assert not release.sdist_faults(built.sdist)
 
 
-def test_the_wheel_holds_every_module_of_the_tree(wheels: dict[str, Path]) -> None:
-    package = live.ROOT / "elora_sglang"
-    sources = [(p, p.relative_to(live.ROOT)) for p in package.rglob("*.py")]
-    for folder in FOLDERS:
-        sources += [
-            (p, Path("elora_sglang") / p.relative_to(live.ROOT)) for p in (live.ROOT / folder).rglob("*.py")
-        ]
-    assert {str(path) for _, path in sources} <= modules(wheels["wheel"])
-    assert "elora_sglang/patches/targets.json" in modules(wheels["wheel"])
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("elsewhere/__init__.py", "a second import name: elsewhere"),
+        (f"{NAME}/eval/results/run.json", "for readers of the repository only: eval/results/run.json"),
+        (f"{NAME}/eval/JOURNAL.md", "for readers of the repository only: eval/JOURNAL.md"),
+        (f"{NAME}/demo/notes.json", "no module names this file, or its folder of data: demo/notes.json"),
+        (f"{NAME}/stray.py", f"not in the checkout: {NAME}/stray.py"),
+    ],
+)
+def test_what_does_not_belong_into_a_wheel_is_found(
+    path: str, fault: str, built: Built, checkout: Path, tmp_path: Path
+) -> None:
+    wheel = Path(shutil.copy(built.wheel, tmp_path))
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(path, "")
+    assert fault in release.content_faults(wheel, checkout)
+    assert not release.same(wheel, built.direct)
 
 
-def test_the_sdist_makes_the_same_wheel(wheels: dict[str, Path]) -> None:
-    assert modules(wheels["sdist"]) == modules(wheels["wheel"])
+@pytest.mark.parametrize("path", [f"{NAME}/core/manager.py", f"{NAME}/py.typed"])
+def test_what_a_wheel_lacks_is_found(path: str, built: Built, checkout: Path, tmp_path: Path) -> None:
+    wheel = tmp_path / built.wheel.name
+    with zipfile.ZipFile(built.wheel) as full, zipfile.ZipFile(wheel, "w") as archive:
+        for name in full.namelist():
+            if name != path:
+                archive.writestr(name, full.read(name))
+    assert [f for f in release.content_faults(wheel, checkout) if f.startswith("left out: ")]
 
 
-def test_the_installed_wheel_reaches_the_three_folders(wheels: dict[str, Path], tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheels["wheel"]).extractall(site)  # what an installer does with a pure wheel
+def test_a_release_is_in_the_changelog(built: Built, checkout: Path, tmp_path: Path) -> None:
+    assert not release.unannounced(built.wheel, checkout)
+    shutil.copy(checkout / "CHANGELOG.md", tmp_path)
+    assert release.unannounced(Path("elora_sglang-99.0-py3-none-any.whl"), tmp_path)
+
+
+def test_the_installed_wheel_works_in_a_clean_environment(built: Built, tmp_path: Path) -> None:
+    python = release.clean_environment(tmp_path, built.wheel)
+    lines = release.check_installed(python, built.wheel, tmp_path)
+    assert lines[1] == "doctor: ready: --elora will start here"
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import elora_sglang.kernels, elora_sglang.eval\n"
         "from elora_sglang.patches.base import discover, manifest\n"
-        "assert {p.target for p in discover()} == set(manifest())\n"
-        "print(elora_sglang.__file__)"
+        "print(len({p.target for p in discover()} ^ set(manifest())))"
     )
-    assert run(sys.executable, "-c", code, cwd=tmp_path) == str(site / "elora_sglang" / "__init__.py")
+    assert release.run(python, "-c", code, cwd=tmp_path) == "0"
+
+
+def test_a_module_that_cannot_be_imported_stops_the_release(built: Built, tmp_path: Path) -> None:
+    python = release.clean_environment(tmp_path, built.wheel)
+    (package,) = (tmp_path / "venv").rglob(f"{NAME}/core")
+    (package / "costs.py").write_text("import a_package_that_nobody_declared\n")
+    with pytest.raises(release.ReleaseError, match=r"costs: ModuleNotFoundError: .*a_package_that_nobody"):
+        release.check_installed(python, built.wheel, tmp_path)
 
 
 def test_the_root_hides_no_package(tmp_path: Path) -> None:
     code = "import kernels; print(kernels.__file__)"
-    from_root = run(sys.executable, "-c", code, cwd=live.ROOT)
-    assert from_root == run(sys.executable, "-c", code, cwd=tmp_path)
+    from_root = release.run(sys.executable, "-c", code, cwd=ROOT)
+    assert from_root == release.run(sys.executable, "-c", code, cwd=tmp_path)
     assert "site-packages" in from_root
     for folder in FOLDERS:
-        assert not (live.ROOT / folder / "__init__.py").exists()
+        assert not (ROOT / folder / "__init__.py").exists()
 
 
 def test_the_links_in_the_package_are_relative() -> None:
     for folder in FOLDERS:
-        link = live.ROOT / "elora_sglang" / folder
+        link = ROOT / NAME / folder
         assert link.is_symlink()
         assert str(link.readlink()) == f"../{folder}"

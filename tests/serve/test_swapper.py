@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from serve.test_correctness import (
+from support import live
+from support.demo_paths import Demo
+from support.golden_answers import (
     FP32,
     SEED,
     STARVED_POOL,
@@ -24,12 +26,7 @@ from serve.test_correctness import (
     ask_all,
     assert_equal,
     elora_state,
-    golden,
 )
-from support import live
-from support.demo_paths import Demo
-
-__all__ = ["golden"]  # the fixture
 
 #: Gigabytes a second: a prefix of a hundred tokens takes about ten forwards of this model.
 LINK = "0.02"

@@ -41,6 +41,7 @@ def accept(server_args: Any, settings: config.EloraConfig) -> Any:
         uninstall(select(records, process={Process.MAIN, Process.TOKENIZER}, when={When.ELORA}))
         return server_args
     _refuse_first(refusals.refused_flags(server_args))
+    verify.check_surface()
     verify.check_all(steps)
     install(steps)
     verify.require_in_place(steps)

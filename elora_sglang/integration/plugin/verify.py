@@ -29,6 +29,7 @@ from elora_sglang.patches.base import (
     select,
     signature_of,
 )
+from elora_sglang.patches.surface import start
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,16 @@ def check_all(patches: Iterable[Patch]) -> None:
             _refuse(state.problem)
         if not state.hash_ok:
             logger.warning("elora: %s; ELORA goes on, its tests have not seen this source", state.problem)
+
+
+def check_surface() -> None:
+    """Refuse an SGLang that lacks, or has otherwise, what ``--elora`` uses of it; warn where only source changed."""
+    for change in start.faults():
+        if change.breaks:
+            _refuse(
+                f"SGLang {sglang_version()} does not fit: {change.line}. Run python -m elora_sglang doctor"
+            )
+        logger.warning("elora: %s; ELORA goes on, its tests have not seen this", change.line)
 
 
 def require_in_place(patches: Iterable[Patch]) -> None:

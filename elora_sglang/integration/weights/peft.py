@@ -23,6 +23,7 @@ from sglang.srt.lora.layers import unwrap_lora_layer
 from elora_sglang.runtime.adapters.files import AdapterError
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.linear import LinearBase, QKVParallelLinear
     from sglang.srt.lora.lora import LoRAAdapter
 
 #: Modules that SGLang serves as one, with their parts in stacking order.
@@ -149,7 +150,8 @@ def _part_widths(model: torch.nn.Module | None) -> dict[tuple[int, str], tuple[i
     """Unsharded output features of the base model's linear layers, one number per part, by (layer, name)."""
     found: dict[tuple[int, str], tuple[int, ...]] = {}
     for name, module in model.named_modules() if model is not None else ():
-        layer, linear = get_layer_id(name), unwrap_lora_layer(module)
+        layer = get_layer_id(name)
+        linear: LinearBase | QKVParallelLinear = unwrap_lora_layer(module)
         if layer is None or not hasattr(linear, "output_size"):
             continue
         leaf = name.removesuffix(".base_layer").rpartition(".")[2]

@@ -6,7 +6,7 @@ sharding, replicated KV heads and fused modules are right by construction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.lora.utils import get_target_module_name
@@ -19,16 +19,19 @@ from elora_sglang.runtime.pool.packing import LayerMatrices
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sglang.srt.lora.layers import BaseLayerWithLoRA
     from sglang.srt.lora.lora import LoRAAdapter
 
 
-def modules_by_name(modules: Mapping[str, Any], targets: set[str]) -> dict[str, Any]:
+def modules_by_name(
+    modules: Mapping[str, BaseLayerWithLoRA], targets: set[str]
+) -> dict[str, BaseLayerWithLoRA]:
     """LoRA-wrapped layers of one decoder layer by normalised module name (``qkv_proj``).
 
     Raises:
         ValueError: two modules of the layer have one name.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, BaseLayerWithLoRA] = {}
     for name, module in modules.items():
         target = get_target_module_name(name, targets)
         if target in found:
@@ -39,7 +42,9 @@ def modules_by_name(modules: Mapping[str, Any], targets: set[str]) -> dict[str, 
     return found
 
 
-def shapes(adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, Any]) -> tuple[ModuleShape, ...]:
+def shapes(
+    adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, BaseLayerWithLoRA]
+) -> tuple[ModuleShape, ...]:
     """LoRA shapes of one layer on this tp rank, in module-name order.
 
     Reads shapes only. They are the same on every tp rank, because SGLang cuts every module evenly.
@@ -71,7 +76,7 @@ def shapes(adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, Any]) -> tupl
 
 
 def matrices(
-    adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, Any], targets: set[str]
+    adapter: LoRAAdapter, layer: int, wrapped: Mapping[str, BaseLayerWithLoRA], targets: set[str]
 ) -> LayerMatrices:
     """This tp rank's matrices of one layer, stored as :class:`ModuleShape` says; views where possible."""
     stacked: dict[str, dict[str, torch.Tensor]] = {}
