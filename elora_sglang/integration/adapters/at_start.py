@@ -8,7 +8,7 @@ from sglang.srt.arg_groups.model_override_base import model_config_of, resolving
 from sglang.srt.arg_groups.overrides import declare_resolution
 from sglang.srt.lora.lora_registry import LoRARef
 
-from elora_sglang.integration.adapters.tokenizer_side import version_id
+from elora_sglang.integration.adapters.versions import version_id
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.runtime.adapters.check import BaseModelShape, check
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder, resolve_path

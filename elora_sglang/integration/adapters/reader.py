@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from elora_sglang.integration.adapters.tokenizer_side import is_version
+from elora_sglang.integration.adapters.versions import is_version
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder
 
 if TYPE_CHECKING:

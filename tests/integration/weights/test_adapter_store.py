@@ -21,7 +21,7 @@ from support.lora_world import Shape, World, make_world, random_adapter, scatter
 
 from elora_sglang.integration.adapters import reader as adapter_reader
 from elora_sglang.integration.adapters.reader import NO_FILE
-from elora_sglang.integration.adapters.tokenizer_side import version_id
+from elora_sglang.integration.adapters.versions import version_id
 from elora_sglang.integration.weights.peft import normalize_weights
 from elora_sglang.integration.weights.store import bound_waiting
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder
