@@ -22,6 +22,7 @@ import json
 import pkgutil
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Kind(enum.Enum):
     AROUND = "around"  # hook(original, *args, **kwargs) -> result
     REPLACE = "replace"  # the hook is the new class or function
     REGISTRY = "registry"  # the target is a function that registers the hook under `key`
+    ATTRIBUTE = "attribute"  # hook(value) -> the new value of a class attribute
 
 
 class Process(enum.Enum):
@@ -59,7 +61,6 @@ class When(enum.Enum):
     ELORA = "with --elora"
     CPU = "on the elora CPU platform"  # for stock SGLang and --elora alike
     FRONTEND = "after import elora_sglang.frontend"
-    EVAL = "in a baseline that eval live started"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,9 +155,57 @@ def fingerprint(target: Any) -> Fingerprint:
 
 
 @functools.cache
-def manifest() -> dict[str, Fingerprint]:
-    """The stored fingerprints, by target path."""
-    return {target: Fingerprint(**entry) for target, entry in json.loads(MANIFEST.read_text()).items()}
+def manifest(path: Path = MANIFEST) -> dict[str, Fingerprint]:
+    """The stored fingerprints, by dotted path: of every target, and of what a replacing class overrides."""
+    return {target: Fingerprint(**entry) for target, entry in json.loads(path.read_text()).items()}
+
+
+def write_manifest(patches: Iterable[Patch], path: Path = MANIFEST) -> None:
+    """Read every target in the installed SGLang and store its fingerprint. Imports all of them."""
+    seen = {
+        name: dataclasses.asdict(fingerprint(target))
+        for patch in patches
+        for name, target in touched(patch).items()
+    }
+    path.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
+    manifest.cache_clear()
+
+
+def touched(patch: Patch) -> dict[str, Any]:
+    """What a record touches in the installed SGLang, by dotted path: its target and, for a class that a subclass
+    replaces, each member that the subclass overrides.
+
+    Imports target and hook. Raises ImportError or AttributeError when one of them is not there.
+    """
+    target = patch.load_target()
+    hook = patch.load_hook() if patch.kind is Kind.REPLACE else None
+    if not inspect.isclass(hook) or not inspect.isclass(target):
+        return {patch.target: target}
+    if target is hook:
+        target = stock_class(hook)
+    members = {f"{patch.target}.{name}": getattr(target, name) for name in overrides(hook)}
+    return {patch.target: target, **members}
+
+
+def stock_class(ours: type) -> type:
+    """SGLang's class that ``ours`` extends. Raises ValueError when there is none."""
+    for base in ours.__mro__:
+        if base.__module__.startswith("sglang."):
+            return base
+    raise ValueError(f"{ours.__qualname__} extends no class of SGLang")
+
+
+def overrides(ours: type) -> tuple[str, ...]:
+    """Names of the functions with which ``ours`` overrides a member of SGLang's class, in order of definition."""
+    stock = stock_class(ours)
+    own = ours.__mro__[: ours.__mro__.index(stock)]
+    names = {
+        name: None
+        for base in own
+        for name, value in vars(base).items()
+        if inspect.isfunction(value) and hasattr(stock, name) and not hasattr(object, name)
+    }
+    return (*(("__init__",) if any("__init__" in vars(base) for base in own) else ()), *names)
 
 
 def discover() -> tuple[Patch, ...]:
@@ -172,6 +221,11 @@ def discover() -> tuple[Patch, ...]:
                 )
             found[patch.name] = patch
     return tuple(found[name] for name in sorted(found))
+
+
+def serving(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
+    """The records that a server with ``--elora`` has in place: the measure of how much of SGLang is touched."""
+    return tuple(p for p in patches if p.when in (When.ALWAYS, When.ELORA))
 
 
 def select(patches: tuple[Patch, ...], *, process: set[Process], when: set[When]) -> tuple[Patch, ...]:

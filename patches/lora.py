@@ -1,4 +1,4 @@
-"""LoRA weights: in the token pool instead of slot buffers, and computed from there."""
+"""LoRA weights: read once, kept in the token pool instead of slot buffers, and computed from there."""
 
 from elora_sglang.patches.base import Kind, Patch
 
@@ -24,12 +24,21 @@ PATCHES = (
         remove_when="never: a registry is the intended way",
     ),
     Patch(
-        name="lora_target_modules",
-        target="sglang.srt.lora.lora_manager.LoRAManager.init_lora_shapes",
+        name="lora_manager",
+        target="sglang.srt.lora.lora_manager.LoRAManager",
+        kind=Kind.REPLACE,
+        hook="elora_sglang.integration.adapters.scheduler_side.EloraLoRAManager",
+        why="an adapter's bytes are read once, and are the version asked for; `all` means all linear modules",
+        upstream="https://github.com/sgl-project/sglang/issues/25351",
+        remove_when="SGLang identifies adapters by content and takes all-linear for --lora-target-modules",
+    ),
+    Patch(
+        name="lora_weights",
+        target="sglang.srt.lora.lora.LoRAAdapter._normalize_weights",
         kind=Kind.AROUND,
-        hook="elora_sglang.integration.plugin.flags_lora.resolve_target_modules",
-        why="`all` means all linear modules of the model; stock adds the embedding and lm_head",
-        upstream="https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/lora/lora_manager.py",
-        remove_when="SGLang takes all-linear for --lora-target-modules",
+        hook="elora_sglang.integration.weights.peft.normalize_weights",
+        why="rsLoRA, rank_pattern and alpha_pattern are scaled wrongly; partial q/k/v or gate/up groups fail",
+        upstream="https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/lora/lora.py",
+        remove_when="SGLang scales by PEFT's rules and accepts adapters with any subset of q/k/v and gate/up",
     ),
 )

@@ -2,17 +2,24 @@
 
 ``python -m elora_sglang.patches.table --check`` compares both with the records and the installed SGLang,
 ``--write`` writes the table, ``--refresh`` also reads every target again and stores its fingerprint. Read the
-difference of each target before you refresh.
+difference of each target before you refresh. ``--count`` prints how many records there are.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 
-from elora_sglang.patches.base import FOLDER, MANIFEST, Patch, discover, fingerprint, manifest
+from elora_sglang.patches.base import (
+    FOLDER,
+    MANIFEST,
+    Patch,
+    discover,
+    manifest,
+    serving,
+    touched,
+    write_manifest,
+)
 
 PAGE = FOLDER / "README.md"
 
@@ -60,13 +67,6 @@ def _row(patch: Patch) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def refresh() -> None:
-    """Store the fingerprint of every target in the installed SGLang. Imports all of them."""
-    seen = {p.target: dataclasses.asdict(fingerprint(p.load_target())) for p in discover()}
-    MANIFEST.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
-    manifest.cache_clear()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m elora_sglang.patches.table", description=__doc__)
@@ -74,14 +74,21 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--check", action="store_true")
     mode.add_argument("--write", action="store_true")
     mode.add_argument("--refresh", action="store_true")
+    mode.add_argument(
+        "--count", action="store_true", help="print the number of records, and of those that serve"
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.count:
+        records = discover()
+        print(f"{len(serving(records))} serving records with --elora, {len(records)} in all")
+        return 0
     if chosen.refresh:
-        refresh()
+        write_manifest(discover())
     if chosen.refresh or chosen.write:
         PAGE.write_text(page())
         return 0
     stale = [] if PAGE.exists() and PAGE.read_text() == page() else [PAGE.name]
-    stale += [MANIFEST.name] if set(manifest()) != {p.target for p in discover()} else []
+    stale += [MANIFEST.name] if set(manifest()) != {name for p in discover() for name in touched(p)} else []
     if stale:
         print(
             f"{', '.join(stale)}: not current; run python -m elora_sglang.patches.table --refresh",

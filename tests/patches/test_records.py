@@ -1,20 +1,31 @@
-"""Every patch record: it applies, its hook is reached, taking it back restores, another SGLang is refused."""
+"""Every patch record: it applies, taking it back restores, another SGLang is refused.
+
+That each hook and each override is reached by a server is tested live (``tests/integration/plugin/test_plugin_live.py``).
+"""
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sglang.srt.managers.scheduler  # noqa: F401  SGLang's modules import each other; this order works
-from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from elora_sglang.integration.plugin import install as plugin_hooks
 from elora_sglang.integration.plugin import verify
 from elora_sglang.patches import table
-from elora_sglang.patches.base import Kind, Patch, Process, When, discover, select, signature_of
+from elora_sglang.patches.base import (
+    Kind,
+    Patch,
+    Process,
+    When,
+    discover,
+    overrides,
+    select,
+    serving,
+    signature_of,
+)
 
 RECORDS = discover()
 BY_NAME = pytest.mark.parametrize("patch", RECORDS, ids=lambda p: p.name)
@@ -24,10 +35,10 @@ BY_NAME = pytest.mark.parametrize("patch", RECORDS, ids=lambda p: p.name)
 def nothing_left_behind() -> Iterator[None]:
     # Another test of this process may have loaded SGLang's plugins and put the targets back by other means:
     # SGLang would then take a target for hooked that is not.
-    for record in RECORDS:
-        if not plugin_hooks.in_place(record):
-            HookRegistry._patched.discard(record.target)
-            HookRegistry._hooks.pop(record.target, None)
+    for one in RECORDS:
+        if not plugin_hooks.in_place(one):
+            HookRegistry._patched.discard(one.target)
+            HookRegistry._hooks.pop(one.target, None)
     yield
     plugin_hooks.uninstall(RECORDS)
     assert not plugin_hooks.installed_names()
@@ -35,7 +46,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 def test_there_are_records_for_every_process() -> None:
     assert {p.process for p in RECORDS} >= {Process.MAIN, Process.TOKENIZER, Process.SCHEDULER}
-    assert {p.name for p in RECORDS} >= {"lora_memory_pool", "radix_cache", "prefill_adder", "cli_arguments"}
+    assert {p.name for p in RECORDS} >= {"lora_memory_pool", "radix_cache", "scheduler", "cli_arguments"}
 
 
 @BY_NAME
@@ -68,7 +79,7 @@ def test_a_class_that_replaced_another_is_itself_again_when_it_is_taken_back() -
 
     stock, ours = mem_pool.LoRAMemoryPool, lora_pool.EloraLoRAMemoryPool
     assert stock is not ours and issubclass(ours, stock)
-    plugin_hooks.install([next(p for p in RECORDS if p.name == "lora_memory_pool")])
+    plugin_hooks.install([record("lora_memory_pool")])
     HookRegistry.apply_hooks()
     assert lora_manager.LoRAMemoryPool is ours
     plugin_hooks.uninstall(RECORDS)
@@ -76,40 +87,8 @@ def test_a_class_that_replaced_another_is_itself_again_when_it_is_taken_back() -
     assert lora_pool.LoRAMemoryPool is mem_pool.LoRAMemoryPool is lora_manager.LoRAMemoryPool is stock
 
 
-@BY_NAME
-def test_hook_is_reached(patch: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What SGLang calls at the target ends in the record's hook (a stand-in that writes down the call)."""
-    calls: list[tuple[Any, ...]] = []
-
-    class Replacement:
-        def __init__(self, *args: Any) -> None:
-            calls.append(args)
-
-    def hook(*args: Any, **kwargs: Any) -> Any:
-        calls.append(args)
-        return args[0](*args[1:]) if patch.kind is Kind.AROUND else None
-
-    stand_in = Replacement if inspect.isclass(patch.load_hook()) and patch.kind is Kind.REPLACE else hook
-    if patch.kind is Kind.REGISTRY:
-        plugin_hooks.install([patch])
-        entry = pkgutil.resolve_name(str(patch.registry))[patch.key]
-        assert patch.load_hook() in (entry if isinstance(entry, list) else [entry])
-        return
-    monkeypatch.setattr(Patch, "load_hook", lambda self: stand_in)
-    owner, name = plugin_hooks._owner(patch)
-    if patch.kind is not Kind.REPLACE:
-        raw = vars(owner).get(name)
-        original = lambda *args: "original"  # noqa: E731  needs no arguments that mean anything
-        wrapper = type(raw) if isinstance(raw, (classmethod, staticmethod)) else (lambda f: f)
-        monkeypatch.setattr(owner, name, wrapper(original))
-    plugin_hooks.install([patch])
-    HookRegistry.apply_hooks()
-    result = getattr(owner, name)("argument")
-    assert len(calls) == 1
-    assert "argument" in calls[0]
-    if patch.kind is not Kind.REPLACE:
-        assert result == "original"
-    plugin_hooks.uninstall([patch])
+def test_a_server_touches_few_places() -> None:
+    assert len(serving(RECORDS)) <= 26
 
 
 @BY_NAME
@@ -121,21 +100,39 @@ def test_another_sglang_is_refused_by_name(patch: Patch, monkeypatch: pytest.Mon
     assert "\n" not in str(refused.value.code)
 
 
+def record(name: str) -> Patch:
+    return next(p for p in RECORDS if p.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("bind_pool", "sglang.srt.model_executor.model_runner.ModelRunner._init_post_memory_pool_components"),
+        ("scheduler", "sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class"),
+    ],
+    ids=["a hook's target", "an overridden method"],
+)
 def test_a_changed_signature_refuses_and_a_changed_source_warns(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, target: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    patch = next(p for p in RECORDS if p.name == "prefill_adder")
-    owner, name = plugin_hooks._owner(patch)
-    monkeypatch.setattr(owner, name, lambda self: None)
-    verify.check_all([patch])
-    assert "source of sglang.srt.managers.scheduler.Scheduler.get_prefill_adder_class differs" in caplog.text
-    monkeypatch.setattr(owner, name, lambda self, policy: None)
-    with pytest.raises(SystemExit, match=r"get_prefill_adder_class takes \(self, policy\)"):
-        verify.check_all([patch])
+    monkeypatch.setattr(target, lambda self: None)
+    verify.check_all([record(name)])
+    assert f"source of {target} differs" in caplog.text
+    monkeypatch.setattr(target, lambda self, policy: None)
+    with pytest.raises(SystemExit, match=rf"{target.rpartition('.')[2]} takes \(self"):
+        verify.check_all([record(name)])
+
+
+def test_a_method_that_is_gone_refuses_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "can_schedule_lora_req")
+    with pytest.raises(SystemExit, match=r"scheduler\.Scheduler\.can_schedule_lora_req is not in SGLang"):
+        verify.check_all([record("scheduler")])
 
 
 def test_a_hook_that_sglang_swallowed_refuses_and_names_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    patch = next(p for p in RECORDS if p.name == "prefill_adder")
+    patch = record("scheduler")
     plugin_hooks.install([patch])
 
     def fail(target: str, hooks: list[Any]) -> None:
@@ -143,19 +140,64 @@ def test_a_hook_that_sglang_swallowed_refuses_and_names_the_target(monkeypatch: 
 
     monkeypatch.setattr(HookRegistry, "_apply_target", fail)
     HookRegistry.apply_hooks()  # SGLang logs the planted fault and goes on
-    with pytest.raises(SystemExit, match=r"Scheduler\.get_prefill_adder_class is not in place"):
+    with pytest.raises(SystemExit, match=r"scheduler\.Scheduler is not in place"):
         verify.require_in_place([patch])
 
 
 def test_another_plugins_replacement_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    patch = next(p for p in RECORDS if p.name == "lora_memory_pool")
+    patch = record("lora_memory_pool")
     plugin_hooks.install([patch])
     HookRegistry.apply_hooks()
     owner, name = plugin_hooks._owner(patch)
     with monkeypatch.context() as other:
         other.setattr(owner, name, type("TheirPool", (), {}))
         assert not plugin_hooks.in_place(patch)
+        with pytest.raises(SystemExit, match=r"the target by .*\.TheirPool"):
+            verify.require_in_place([patch])
     assert plugin_hooks.in_place(patch)
+
+
+def test_two_plugins_that_replace_one_class_are_noticed() -> None:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    class TheirScheduler(Scheduler):
+        pass
+
+    patch = record("scheduler")
+    plugin_hooks.install([patch])
+    HookRegistry.register(patch.target, TheirScheduler, HookType.REPLACE)
+    try:
+        HookRegistry.apply_hooks()  # the last one wins
+        with pytest.raises(SystemExit, match=r"the target by .*\.TheirScheduler"):
+            verify.require_in_place([patch])
+    finally:
+        plugin_hooks.uninstall([patch])
+        HookRegistry._hooks.pop(patch.target, None)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(HookType.AROUND, True), (HookType.REPLACE, False)])
+def test_another_plugin_may_wrap_what_we_override_but_not_replace_it(kind: HookType, kept: bool) -> None:
+    ours = record("scheduler").load_hook()
+    target = f"{record('scheduler').target}.run_batch"
+    before = vars(ours)["run_batch"]
+    plugin_hooks.install([record("scheduler")])
+    HookRegistry.register(target, lambda original, *args: original(*args), kind)
+    try:
+        HookRegistry.apply_hooks()
+        assert vars(ours)["run_batch"] is not before
+        assert plugin_hooks.in_place(record("scheduler")) is kept
+    finally:
+        ours.run_batch = before
+        HookRegistry._hooks.pop(target, None)
+        HookRegistry._patched.discard(target)
+
+
+def test_every_override_is_a_method_that_sglang_has() -> None:
+    """A member of our classes that SGLang does not know is a helper of ours, with a name of its own."""
+    assert {"run_batch", "unload_lora_adapter"} <= set(overrides(record("scheduler").load_hook()))
+    assert "_tick" not in overrides(record("scheduler").load_hook())
+    mixed_in = set(overrides(record("tokenizer_manager").load_hook()))
+    assert {"begin_weight_update", "load_lora_adapter", "_init_req_state"} <= mixed_in
 
 
 def test_the_scheduler_refuses_without_its_hooks_only_with_elora() -> None:
@@ -172,7 +214,12 @@ def test_the_table_is_current() -> None:
 
 def test_without_elora_only_the_command_line_is_touched() -> None:
     everywhere = select(RECORDS, process=set(Process), when={When.ALWAYS})
-    assert {p.name for p in everywhere} == {"cli_arguments", "cli_config"}
+    assert {p.name for p in everywhere} == {
+        "cli_arguments",
+        "cli_config",
+        "engine_arguments",
+        "engine_schedulers",
+    }
 
 
 @pytest.mark.parametrize(
@@ -185,7 +232,7 @@ def test_without_elora_only_the_command_line_is_touched() -> None:
     ],
 )
 def test_a_malformed_record_says_what_is_wrong(change: dict[str, Any], message: str) -> None:
-    record = {
+    values = {
         "name": "example",
         "target": "sglang.srt.x",
         "kind": Kind.AROUND,
@@ -194,9 +241,9 @@ def test_a_malformed_record_says_what_is_wrong(change: dict[str, Any], message: 
         "upstream": "https://github.com/sgl-project/sglang",
         "remove_when": "never",
     }
-    Patch(**record)
+    Patch(**values)
     with pytest.raises(ValueError, match=message):
-        Patch(**{**record, **change})
+        Patch(**{**values, **change})
 
 
 def test_signatures_do_not_depend_on_annotations_or_default_values() -> None:

@@ -1,4 +1,4 @@
-"""The naming rules of :mod:`adapter_names` put into SGLang's APIs.
+"""The naming rules of :mod:`elora_sglang.runtime.adapters.names` put into SGLang's APIs.
 
 Chat completions, completions, embeddings and Anthropic messages serve adapters; all other APIs that take
 a model name compute with the base model, so an adapter's name there is an error instead of a wrong answer.
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.entrypoints.ollama.serving import OllamaServing
 from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -23,7 +24,6 @@ from elora_sglang.integration.plugin import config
 from elora_sglang.runtime.adapters.names import LoraPath, NameFault, adapter_of_model, resolve
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.ollama.serving import OllamaServing
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
     from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
     from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
@@ -91,24 +91,36 @@ def validate_responses_model(
     return None
 
 
-async def handle_ollama(
-    original: Callable[..., Awaitable[Any]], serving: OllamaServing, request: Any, raw_request: Any
-) -> Any:
-    """AROUND ``OllamaServing.handle_chat`` and ``handle_generate``: stock ignores the model name."""
+class EloraOllamaServing(OllamaServing):
+    """SGLang's Ollama API (``entrypoints/ollama/serving.py``), which computes with the base model whatever is asked."""
+
+    async def handle_chat(self, request: Any, raw_request: Any) -> Any:
+        """An adapter's name is an error."""
+        refused = _refused_by_ollama(self, request.model)
+        return await super().handle_chat(request, raw_request) if refused is None else refused
+
+    async def handle_generate(self, request: Any, raw_request: Any) -> Any:
+        """An adapter's name is an error."""
+        refused = _refused_by_ollama(self, request.model)
+        return await super().handle_generate(request, raw_request) if refused is None else refused
+
+
+def _refused_by_ollama(serving: OllamaServing, model: str) -> Any:
+    """The answer that refuses an adapter's name; None for the base model."""
     manager = serving.tokenizer_manager
-    if _strict(manager):
-        model = request.model
-        if model not in manager.lora_registry.names:
-            model = model.removesuffix(_OLLAMA_TAG)
-        try:
-            _require_base(manager, model, "the Ollama API")
-        except NameFault as fault:
-            return orjson_response({"error": str(fault)}, status_code=fault.status_code)
-    return await original(serving, request, raw_request)
+    if not _strict(manager):
+        return None
+    if model not in manager.lora_registry.names:
+        model = model.removesuffix(_OLLAMA_TAG)
+    try:
+        _require_base(manager, model, "the Ollama API")
+    except NameFault as fault:
+        return orjson_response({"error": str(fault)}, status_code=fault.status_code)
+    return None
 
 
-def normalize_request(original: Callable[..., None], request: GenerateReqInput | EmbeddingReqInput) -> None:
-    """AROUND ``normalize_batch_and_arguments``: one name per prompt. Mutates the request.
+def one_adapter_per_prompt(request: GenerateReqInput | EmbeddingReqInput) -> None:
+    """Check ``lora_path`` of a request that SGLang has normalized. Mutates a list of one name for a single prompt.
 
     In stock SGLang a list for a single prompt ends the scheduler process (``schedule_batch.py``,
     ``Req.__init__``), and a list of another length than the batch is an internal error.
@@ -116,7 +128,6 @@ def normalize_request(original: Callable[..., None], request: GenerateReqInput |
     Raises:
         NameFault: 400, the list does not fit the prompts.
     """
-    original(request)
     rows = request.lora_path
     if not isinstance(rows, list):
         return
@@ -153,12 +164,3 @@ def _error_response(serving: OpenAIServingBase, fault: NameFault) -> Any:
     return serving.create_error_response(
         str(fault), err_type=kind, status_code=fault.status_code, param=fault.param
     )
-
-
-def forget_client_id(manager: TokenizerManager, obj: GenerateReqInput | EmbeddingReqInput) -> None:
-    """BEFORE ``TokenizerManager._validate_and_resolve_lora``: only a name leads to an adapter. Mutates ``obj``.
-
-    ``lora_id`` is a field of SGLang's request body, and without ``lora_path`` stock hands it to the scheduler.
-    """
-    if not obj.lora_path:
-        obj.lora_id = None

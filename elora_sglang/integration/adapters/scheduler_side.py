@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.lora.lora_config import LoRAConfig
-from sglang.srt.managers.io_struct import LoRAUpdateOutput
+from sglang.srt.lora.lora_manager import LoRAManager
 from sglang.srt.runtime_context import get_parallel, get_server_args
 
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING
-from elora_sglang.integration.plugin import config
+from elora_sglang.integration.adapters.messages import AdapterInUse
+from elora_sglang.integration.plugin import config, flags_lora
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.integration.weights.store import bound_waiting
 from elora_sglang.runtime.adapters.check import BaseModelShape, adapted_modules
@@ -21,29 +21,35 @@ from elora_sglang.runtime.adapters.versions import is_version
 from elora_sglang.runtime.pool import host_size
 
 if TYPE_CHECKING:
-    from sglang.srt.lora.lora_manager import LoRAManager
     from sglang.srt.lora.lora_registry import LoRARef
     from sglang.srt.managers.io_struct import (
         LoadLoRAAdapterFromTensorsReqInput,
+        LoRAUpdateOutput,
         UnloadLoRAAdapterReqInput,
     )
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
-    from sglang.srt.managers.tp_worker import TpModelWorker
 
 #: Largest share of the pool that pinned adapters may take together; the rest serves everything else.
 PINNED_SHARE = 0.5
 
 
-def load_from_files(original: Any, manager: LoRAManager, lora_ref: LoRARef) -> LoRAUpdateOutput:
-    """AROUND ``LoRAManager._load_lora_adapter``: reads the folder once and loads exactly what was hashed."""
-    return _install(manager, lora_ref, lambda: read_folder(lora_ref.lora_path))
+class EloraLoRAManager(LoRAManager):
+    """SGLang's LoRA manager (``lora/lora_manager.py``): reads an adapter once, and knows the modules a pool can hold."""
+
+    def _load_lora_adapter(self, lora_ref: LoRARef) -> LoRAUpdateOutput:
+        """Reads the folder once and loads exactly what was hashed. Does not call the stock method, which reads it
+        twice, after the configuration has been checked. Called while the manager is made, too."""
+        return load_adapter(self, lora_ref, lambda: read_folder(lora_ref.lora_path))
+
+    def init_lora_shapes(self, max_lora_rank: int | None = None, target_modules: Any = None) -> None:
+        """``all`` means the linear modules of the model: there is no place in the KV pool for an embedding."""
+        modules = flags_lora.linear_modules(self.base_model, target_modules)
+        super().init_lora_shapes(max_lora_rank=max_lora_rank, target_modules=modules)
 
 
-def load_from_tensors(
-    original: Any, worker: TpModelWorker, recv_req: LoadLoRAAdapterFromTensorsReqInput
-) -> LoRAUpdateOutput:
-    """AROUND ``load_lora_adapter_from_tensors`` of the worker: takes safetensors bytes, never a pickle.
+def load_from_tensors(manager: LoRAManager, recv_req: LoadLoRAAdapterFromTensorsReqInput) -> LoRAUpdateOutput:
+    """Load an adapter from the safetensors bytes of this rank; never a pickle. Mutates the manager.
 
     The tokenizer process has decoded and checked what the client sent.
     """
@@ -53,10 +59,10 @@ def load_from_tensors(
         tensors = parse_safetensors(bytearray(payload), TENSORS)
         return from_tensors(tensors, recv_req.config_dict, recv_req.added_tokens_config)
 
-    return _install(worker.model_runner.lora_manager, recv_req.to_ref(), read)
+    return load_adapter(manager, recv_req.to_ref(), read)
 
 
-def _install(manager: LoRAManager, ref: LoRARef, read: Callable[[], AdapterFiles]) -> LoRAUpdateOutput:
+def load_adapter(manager: LoRAManager, ref: LoRARef, read: Callable[[], AdapterFiles]) -> LoRAUpdateOutput:
     """Put an adapter's CPU weights into the manager, or leave the manager as it was and say why not."""
     try:
         files = read()
@@ -95,12 +101,12 @@ def _has_host_tier(pool: Any) -> bool:
     return settings.enabled and not host_size.parse(settings.host_memory).off
 
 
-def load(original: Callable[..., LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any) -> LoRAUpdateOutput:
-    """AROUND ``Scheduler.load_lora_adapter`` and ``..._from_tensors``: refuses what the pool cannot hold.
+def load(stock: Callable[[Any], LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any) -> LoRAUpdateOutput:
+    """Load with ``stock(recv_req)``, and undo it when the pool cannot hold the adapter. Mutates the LoRA manager.
 
     Loaded on every tensor-parallel rank or on none: only rank 0 answers the tokenizer process.
     """
-    result = original(scheduler, recv_req)
+    result = stock(recv_req)
     manager = scheduler.tp_worker.model_runner.lora_manager
     fault: str | None = result.error_message
     if result.success:
@@ -155,8 +161,8 @@ def _pinned(manager: LoRAManager) -> Iterator[tuple[str, LoRARef]]:
     return ((lora_id, ref) for lora_id, ref in manager.lora_refs.items() if ref.pinned)
 
 
-def check_start_adapters(result: None, scheduler: Scheduler) -> None:
-    """AFTER ``Scheduler.init_lora_overlap_loader``: the limits for --lora-paths, now that a pool exists."""
+def check_start_adapters(scheduler: Scheduler) -> None:
+    """The same limits for the adapters of --lora-paths, once a pool exists. Raises Refused."""
     manager = scheduler.tp_worker.model_runner.lora_manager
     for ref in manager.lora_refs.values():
         fault = room_fault(manager, ref, scheduler.max_total_num_tokens, scheduler.page_size)
@@ -165,17 +171,19 @@ def check_start_adapters(result: None, scheduler: Scheduler) -> None:
 
 
 def unload(
-    original: Callable[..., LoRAUpdateOutput], scheduler: Scheduler, recv_req: UnloadLoRAAdapterReqInput
+    stock: Callable[[Any], LoRAUpdateOutput], scheduler: Scheduler, recv_req: UnloadLoRAAdapterReqInput
 ) -> LoRAUpdateOutput:
-    """AROUND ``Scheduler.unload_lora_adapter``: the branch goes with the weights."""
-    running = sum(not req.finished() for req in _requests(scheduler) if req.lora_id == recv_req.lora_id)
+    """Drop the adapter's branch, then its weights with ``stock(recv_req)``; :class:`AdapterInUse` while it runs."""
+    users = (req for req in _requests(scheduler) if req.lora_id == recv_req.lora_id and not req.finished())
+    running = len({id(req) for req in users})
     if running:
-        manager = scheduler.tp_worker.model_runner.lora_manager
-        return manager.create_lora_update_result(
-            success=False, error_message=f"{STILL_RUNNING}: {running} requests of version {recv_req.lora_id}"
+        return AdapterInUse(
+            success=False,
+            error_message=f"{running} requests of version {recv_req.lora_id} still run",
+            running=running,
         )
     scheduler_unload(scheduler, recv_req.lora_id)
-    return original(scheduler, recv_req)
+    return stock(recv_req)
 
 
 def scheduler_unload(scheduler: Scheduler, lora_id: str) -> None:

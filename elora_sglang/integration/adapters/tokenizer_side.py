@@ -26,6 +26,7 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.runtime_context import get_lora, get_parallel
 from sglang.srt.utils import normalize_serialized_named_tensor_payloads
 
+from elora_sglang.integration.adapters.messages import AdapterInUse
 from elora_sglang.integration.adapters.registry import VersionedRegistry
 from elora_sglang.runtime.adapters.check import BaseModelShape, CheckedAdapter, check
 from elora_sglang.runtime.adapters.files import AdapterError, AdapterFiles, read_folder, resolve_path
@@ -42,18 +43,12 @@ from elora_sglang.runtime.adapters.versions import is_version, version_id
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import fastapi
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 logger = logging.getLogger(__name__)
 
-#: Text with which a scheduler says that a version is still in a batch; the unload is repeated then.
-STILL_RUNNING = "elora: still running"
-
 #: Pause between repeated unloads, and how often: a version that is still in a batch leaves within a step.
 RETRY_SECONDS, RETRIES = 0.05, 200
-
-_ATTRIBUTE = "_elora_lifecycle"
 
 
 class AdapterLifecycle:
@@ -142,7 +137,7 @@ class AdapterLifecycle:
             )
             self._loads += 1
             request.lora_id = ref.lora_id
-            fault = await self._tell_schedulers(request)
+            fault = _fault_of(await self._tell_schedulers(request))
             if fault is not None:
                 # A rank that did take it must not keep it; unloading what is not there is no error.
                 await self._tell_schedulers(UnloadLoRAAdapterReqInput(lora_name=name, lora_id=ref.lora_id))
@@ -166,14 +161,13 @@ class AdapterLifecycle:
 
     async def _drop(self, ref: LoRARef) -> str | None:
         await self.registry.drained(ref.lora_id)
-        fault: str | None = None
+        request = UnloadLoRAAdapterReqInput(lora_name=ref.lora_name, lora_id=ref.lora_id)
         for _ in range(RETRIES):
-            fault = await self._tell_schedulers(
-                UnloadLoRAAdapterReqInput(lora_name=ref.lora_name, lora_id=ref.lora_id)
-            )
-            if fault is None or STILL_RUNNING not in fault:
+            answers = await self._tell_schedulers(request)
+            if not any(isinstance(answer, AdapterInUse) for answer in answers):
                 break
             await asyncio.sleep(RETRY_SECONDS)
+        fault = _fault_of(answers)
         if fault is None:
             logger.info("Adapter version %s of %s has left", ref.lora_id, ref.lora_name)
         else:
@@ -182,11 +176,10 @@ class AdapterLifecycle:
             )
         return fault
 
-    async def _tell_schedulers(self, request: Any) -> str | None:
-        """Send to every scheduler; None when all agree, else their faults in one line."""
-        results = await self.manager.update_lora_adapter_communicator(request)
-        faults = dict.fromkeys(str(result.error_message) for result in results if not result.success)
-        return " | ".join(faults) if faults else None
+    async def _tell_schedulers(self, request: Any) -> list[LoRAUpdateOutput]:
+        """Send to every scheduler; their answers."""
+        answers: list[LoRAUpdateOutput] = await self.manager.update_lora_adapter_communicator(request)
+        return answers
 
     def _result(self, fault: str | None) -> LoRAUpdateOutput:
         loaded = {name: ref.lora_path for name, ref in self.registry.get_all_adapters().items()}
@@ -206,51 +199,7 @@ def _can_be_read(current: LoRARef, path: str) -> bool:
     return own in (path, None, "__tensor__") or Path(own).expanduser().is_dir()
 
 
-# -- hooks ----------------------------------------------------------------------------------------
-
-
-def install(result: None, manager: TokenizerManager) -> None:
-    """AFTER ``TokenizerManager.init_lora``: versions instead of names decide from here on."""
-    setattr(manager, _ATTRIBUTE, AdapterLifecycle(manager, list(get_lora().lora_paths or ())))
-
-
-def _of(manager: TokenizerManager) -> AdapterLifecycle:
-    manager.auto_create_handle_loop()
-    lifecycle: AdapterLifecycle = getattr(manager, _ATTRIBUTE)
-    return lifecycle
-
-
-async def load_lora_adapter(
-    original: Any,
-    manager: TokenizerManager,
-    obj: LoadLoRAAdapterReqInput,
-    request: fastapi.Request | None = None,
-) -> LoRAUpdateOutput:
-    """AROUND ``TokenizerControlMixin.load_lora_adapter``: checked, versioned, and without a global lock."""
-    lifecycle = _of(manager)
-    return await lifecycle.answer(lifecycle.load_folder(obj))
-
-
-async def load_lora_adapter_from_tensors(
-    original: Any,
-    manager: TokenizerManager,
-    obj: LoadLoRAAdapterFromTensorsReqInput,
-    request: fastapi.Request | None = None,
-) -> LoRAUpdateOutput:
-    """AROUND ``TokenizerControlMixin.load_lora_adapter_from_tensors``: as above; only tensors are unpickled.
-
-    ``Engine`` calls without an HTTP request, from the process that made the tensors.
-    """
-    lifecycle = _of(manager)
-    return await lifecycle.answer(lifecycle.load_tensors(obj, same_process=request is None))
-
-
-async def unload_lora_adapter(
-    original: Any,
-    manager: TokenizerManager,
-    obj: UnloadLoRAAdapterReqInput,
-    request: fastapi.Request | None = None,
-) -> LoRAUpdateOutput:
-    """AROUND ``TokenizerControlMixin.unload_lora_adapter``: waits for this adapter's requests only."""
-    lifecycle = _of(manager)
-    return await lifecycle.answer(lifecycle.unload(obj.lora_name))
+def _fault_of(answers: list[LoRAUpdateOutput]) -> str | None:
+    """None when all schedulers agree, else their faults in one line."""
+    faults = dict.fromkeys(str(answer.error_message) for answer in answers if not answer.success)
+    return " | ".join(faults) if faults else None

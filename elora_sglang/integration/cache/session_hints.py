@@ -23,8 +23,8 @@ _ATTRIBUTE = "_elora_hints"
 _NOTHING = Hints()
 
 
-def check_request(result: None, request: GenerateReqInput) -> None:
-    """AFTER ``GenerateReqInput.normalize_batch_and_arguments``: malformed hints are refused. Changes nothing.
+def check_request(request: GenerateReqInput) -> None:
+    """Refuse malformed hints in a request that SGLang has normalized. Changes nothing.
 
     Raises:
         ValueError: one line, which SGLang's APIs answer with status 400.

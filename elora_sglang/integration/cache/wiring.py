@@ -54,7 +54,7 @@ def create(ctx: TreeCacheBuildContext) -> EloraRadixCache:
     hook that SGLang silently failed to apply is noticed: it raises, and the server does not start.
     """
     settings = config.current(ctx.server_args)
-    verify.require_hooks(settings)
+    verify.require_hooks(settings, ctx.tp_worker)
     if ctx.params.enable_kv_cache_events:
         raise SystemExit("elora: --kv-events-config is not supported with --elora; remove it.")
     runner = ctx.tp_worker.model_runner

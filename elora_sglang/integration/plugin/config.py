@@ -22,8 +22,6 @@ from elora_sglang.runtime.pool import host_size
 ATTRIBUTE = "_elora"
 ENV_LAUNCHER = "ELORA_LAUNCHER_PID"
 ENV_ENABLED = "ELORA_ENABLED"
-#: Set only by ``eval live`` for the baselines that it starts: GB/s of the link model their copies get.
-ENV_EVAL_LINK = "ELORA_EVAL_LINK_GBPS"
 
 #: Parts of ELORA that ``--elora-without`` can switch off, and what goes without them.
 TERMS: dict[str, str] = {

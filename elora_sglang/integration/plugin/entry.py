@@ -7,7 +7,6 @@ environment that its launcher runs with ``--elora``, because it has no arguments
 
 from __future__ import annotations
 
-import os
 import sys
 
 from elora_sglang.integration.plugin import config
@@ -25,25 +24,22 @@ def register() -> None:
 
 
 def _register() -> None:
-    from elora_sglang.integration.plugin import launch as engine
-    from elora_sglang.integration.plugin import verify
+    from elora_sglang.integration.plugin import launch, verify
     from elora_sglang.integration.plugin.install import install
     from elora_sglang.patches.base import Patch, Process, When, discover, select
 
     patches = discover()
     child = config.announce_launcher()
-    install(select(patches, process={Process.MAIN}, when={When.ALWAYS}))
-    if ENGINE_MODULE in sys.modules:
-        engine.accept_engine_keywords()
+    # What a command line does not need is not imported for it: an Engine has its module in place already.
+    always = select(patches, process={Process.MAIN}, when={When.ALWAYS})
+    install(p for p in always if ENGINE_MODULE in sys.modules or not p.target.startswith(ENGINE_MODULE))
     if SCHEDULER_MODULE not in sys.modules:
         return
     # A scheduler process, or an Engine's launcher, whose schedulers may be forked from it.
     needed: tuple[Patch, ...] = ()
-    if engine.on_elora_cpu_platform():
+    if launch.on_elora_cpu_platform():
         needed += select(patches, process={Process.SCHEDULER}, when={When.CPU})
     if child and config.launcher_enabled():
         needed += verify.scheduler_patches()
-    elif config.ENV_EVAL_LINK in os.environ:
-        needed += select(patches, process={Process.SCHEDULER}, when={When.EVAL})
     verify.check_all(needed)
     install(needed)

@@ -57,7 +57,7 @@ def from_cli_args(result: Any, cls: type, args: argparse.Namespace) -> Any:
         settings = config.from_keywords({name: getattr(args, name, None) for name in names})
     except ValueError as error:
         raise verify.Refused(str(error)) from error
-    return engine.accept(result, settings)
+    return engine.apply_settings(result, settings)
 
 
 def page() -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sglang.srt.lora.lora_manager import LoRAManager
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -153,19 +153,15 @@ def warnings(args: Any, defaults: Any) -> list[str]:
     ]
 
 
-def resolve_target_modules(
-    original: Callable[..., None],
-    manager: LoRAManager,
-    max_lora_rank: int | None = None,
-    target_modules: Any = None,
-) -> None:
-    """AROUND ``LoRAManager.init_lora_shapes``: ``all`` means the linear modules of the model.
+def linear_modules(base_model: Any, target_modules: Any) -> Any:
+    """The modules that adapters may target; ``all``, or nothing, means the linear modules of the model.
 
-    Stock adds the embedding and lm_head, for which there is no place in the KV pool. Mutates the manager.
+    Stock's ``all`` adds the embedding and lm_head, for which there is no place in the KV pool. Mutates nothing.
     """
     from sglang.srt.lora.utils import EMBEDDING_NAMES, auto_detect_lora_target_modules
 
-    if not target_modules or set(target_modules) == {"all"}:
-        target_modules = auto_detect_lora_target_modules(manager.base_model) - set(EMBEDDING_NAMES)
-        logger.info("elora: adapters may target %s", ", ".join(sorted(target_modules)))
-    original(manager, max_lora_rank=max_lora_rank, target_modules=target_modules)
+    if target_modules and set(target_modules) != {"all"}:
+        return target_modules
+    found = auto_detect_lora_target_modules(base_model) - set(EMBEDDING_NAMES)
+    logger.info("elora: adapters may target %s", ", ".join(sorted(found)))
+    return found

@@ -16,7 +16,8 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
-from elora_sglang.patches.base import Kind, Patch, rebind
+from elora_sglang.integration.plugin import counter
+from elora_sglang.patches.base import Kind, Patch, overrides, rebind
 
 _SOURCE = HookSource(plugin_name="elora", dist_name="elora-sglang")
 
@@ -35,22 +36,35 @@ _installed: dict[str, _Installed] = {}
 
 
 def install(patches: Iterable[Patch]) -> None:
-    """Register each record once. Function and class hooks take effect with ``HookRegistry.apply_hooks()``.
+    """Put each record in place once. Function and class hooks take effect with ``HookRegistry.apply_hooks()``.
 
     Mutates SGLang's registries. Raises ImportError or AttributeError when a hook or a target is missing.
     """
     for patch in patches:
         if patch.name in _installed:
             continue
-        hook = patch.load_hook()
+        hook = counter.counted(patch)
         if patch.kind is Kind.REGISTRY:
             _register(patch, hook)
             _installed[patch.name] = _Installed(hook)
+            continue
+        owner, attribute = _owner(patch)
+        was = vars(owner).get(attribute, getattr(owner, attribute))
+        if patch.kind is Kind.ATTRIBUTE:
+            hook = _replace_attribute(owner, attribute, hook)
         else:
-            owner, attribute = _owner(patch)
-            was = vars(owner).get(attribute, getattr(owner, attribute))
             HookRegistry.register(patch.target, hook, HookType(patch.kind.value), source=_SOURCE)
-            _installed[patch.name] = _Installed(hook, owner, attribute, was)
+        _installed[patch.name] = _Installed(hook, owner, attribute, was)
+
+
+def _replace_attribute(owner: Any, attribute: str, hook: Callable[[Any], Any]) -> Any:
+    """Set ``owner.attribute`` to what ``hook`` makes of its value, and return that."""
+    value = getattr(owner, attribute)
+    replacement = hook(value)
+    if replacement is not value:
+        replacement.__wrapped__ = value  # for fingerprints, which look through what is wrapped
+        setattr(owner, attribute, staticmethod(replacement))
+    return replacement
 
 
 def _owner(patch: Patch) -> tuple[Any, str]:
@@ -70,17 +84,63 @@ def _register(patch: Patch, hook: Any) -> None:
 
 def in_place(patch: Patch) -> bool:
     """Whether the record's hook is what SGLang will call now. Mutates nothing."""
+    return out_of_place(patch) is None
+
+
+def out_of_place(patch: Patch) -> str | None:
+    """What SGLang will call instead of the record's hook, as a dotted path; None when it calls the hook.
+
+    A class counts as in place only while every member that it overrides is reached, too.
+    """
     installed = _installed.get(patch.name)
     if installed is None:
-        return False
+        return patch.target
     if patch.kind is Kind.REGISTRY:
         assert patch.registry is not None
         entry = pkgutil.resolve_name(patch.registry).get(patch.key)
-        return entry is installed.hook or (isinstance(entry, list) and installed.hook in entry)
+        reached = entry is installed.hook or (isinstance(entry, list) and installed.hook in entry)
+        return None if reached else f"{patch.registry}[{patch.key!r}]"
     target = patch.load_target()
+    if patch.kind is Kind.ATTRIBUTE:
+        return None if target is installed.hook else name_of(target)
     if inspect.isclass(installed.hook):
-        return target is installed.hook
-    return any(hook is installed.hook for hook in _hooks_of(target))
+        return _lost_override(patch, installed.hook) if target is installed.hook else name_of(target)
+    return None if any(hook is installed.hook for hook in _hooks_of(target)) else patch.target
+
+
+def name_of(found: Any) -> str:
+    """Dotted path of a class or function, for messages."""
+    return f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', repr(found))}"
+
+
+def _lost_override(patch: Patch, ours: type) -> str | None:
+    """The first overridden member that another plugin has replaced; None when all are reached.
+
+    A plugin may wrap a member: then ours is still inside. A replacement keeps ``__wrapped__``, too, but never
+    calls it, so the registry is asked.
+    """
+    for name in overrides(ours):
+        path = f"{patch.target}.{name}"
+        replaced = any(kind is HookType.REPLACE for kind, *_ in HookRegistry._hooks.get(path, ()))
+        functions = _layers(getattr(ours, name))
+        if replaced or not any(getattr(f, "__module__", "").startswith("elora_sglang.") for f in functions):
+            return path
+    return None
+
+
+def _layers(function: Any) -> Iterable[Any]:
+    """A function and what it wraps, outermost first; the wrappers of SGLang's registry are not listed."""
+    while function is not None:
+        inner = getattr(function, "__wrapped__", None)
+        if inner is None or "hook" not in _nonlocals(function):
+            yield function
+        function = inner
+
+
+def _nonlocals(function: Any) -> dict[str, Any]:
+    if not isinstance(function, types.FunctionType):
+        return {}
+    return dict(inspect.getclosurevars(function).nonlocals)
 
 
 def _hooks_of(target: Any) -> Iterable[Callable[..., Any]]:
@@ -90,10 +150,9 @@ def _hooks_of(target: Any) -> Iterable[Callable[..., Any]]:
     """
     function = getattr(target, "__func__", target)
     while function is not None:
-        if isinstance(function, types.FunctionType):
-            cells = inspect.getclosurevars(function).nonlocals
-            if "hook" in cells:
-                yield cells["hook"]
+        cells = _nonlocals(function)
+        if "hook" in cells:
+            yield cells["hook"]
         function = getattr(function, "__wrapped__", None)
 
 
@@ -119,6 +178,9 @@ def uninstall(patches: Iterable[Patch]) -> None:
                 registry[patch.key].remove(installed.hook)
             else:
                 del registry[patch.key]
+            continue
+        if patch.kind is Kind.ATTRIBUTE:
+            setattr(installed.owner, installed.attribute, installed.was)
             continue
         hooks = HookRegistry._hooks[patch.target]
         hooks[:] = [entry for entry in hooks if entry[1] is not installed.hook]

@@ -1,19 +1,18 @@
 """``--elora`` in the launcher, from the arguments as given to the arguments as resolved.
 
-``accept`` is the one way in, for the command line and for ``sglang.Engine(elora=True, …)``: it attaches the
-config, refuses what it can see already and adds two steps to SGLang's argument resolution, the first for
-the settings that ``--elora`` implies, the last for the final checks and the hooks of the tokenizer process,
-which this process becomes. The heavy modules are imported by then anyway.
+:func:`apply_settings` is the one way in, for the command line and for ``sglang.Engine(elora=True, …)``. It attaches
+the config and refuses what it can see already. It adds two steps to SGLang's argument resolution: the first for the
+settings that ``--elora`` implies, the last for the final checks and the hooks of the tokenizer process, which this
+process becomes. The heavy modules are imported by then anyway.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from elora_sglang.integration.plugin import config, flags_lora, refusals, verify
+from elora_sglang.integration.plugin import config, counter, flags_lora, refusals, verify
 from elora_sglang.integration.plugin.install import install, installed_names, uninstall
 from elora_sglang.patches.base import Process, When, discover, select
 
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 _SOURCE = "elora"
 
 
-def accept(server_args: Any, settings: config.EloraConfig) -> Any:
+def apply_settings(server_args: Any, settings: config.EloraConfig) -> Any:
     """Make these server arguments ELORA's (or, when disabled, stock's) and return them.
 
     Mutates the arguments' bookkeeping, the environment and SGLang's list of resolution steps. Stock arguments
@@ -134,26 +133,22 @@ def _install_now(patches: Any) -> None:
     verify.require_in_place(patches)
 
 
-def accept_engine_keywords() -> None:
-    """Let ``sglang.Engine(elora=True, elora_policy=…)`` through: ``ServerArgs`` would reject the keywords.
-
-    Replaces ``Engine.server_args_class`` by a factory, and the function that its scheduler processes run by
-    :func:`run_scheduler_process`; idempotent. ``sglang.srt.entrypoints.engine`` must have been imported.
-    """
-    module = sys.modules["sglang.srt.entrypoints.engine"]
-    engine_class = module.Engine
-    stock = engine_class.server_args_class
-    if getattr(stock, "takes_elora", False):
-        return
+def engine_arguments(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """ATTRIBUTE ``Engine.server_args_class``: a factory that takes ``elora=True, elora_policy=…`` as well."""
 
     def server_args(**keywords: Any) -> Any:
+        counter.count("engine_arguments")
         own = {k: keywords.pop(k) for k in list(keywords) if k == "elora" or k.startswith("elora_")}
-        return accept(stock(**keywords), config.from_keywords(own))
+        return apply_settings(stock(**keywords), config.from_keywords(own))
 
-    server_args.takes_elora = True  # type: ignore[attr-defined]  # a mark on a function of our own
-    engine_class.server_args_class = staticmethod(server_args)
-    if engine_class.run_scheduler_process_func is module.run_scheduler_process:
-        engine_class.run_scheduler_process_func = staticmethod(run_scheduler_process)
+    return server_args
+
+
+def engine_schedulers(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """ATTRIBUTE ``Engine.run_scheduler_process_func``: ours for SGLang's own; another plugin's stays."""
+    from sglang.srt.managers import scheduler
+
+    return run_scheduler_process if stock is scheduler.run_scheduler_process else stock
 
 
 def run_scheduler_process(server_args: Any, *args: Any, **kwargs: Any) -> Any:
@@ -164,6 +159,7 @@ def run_scheduler_process(server_args: Any, *args: Any, **kwargs: Any) -> Any:
     from sglang.srt.managers import scheduler
     from sglang.srt.plugins import load_plugins
 
+    counter.count("engine_schedulers")
     load_plugins()
     if config.current(server_args).enabled:
         install_scheduler_hooks()

@@ -9,16 +9,19 @@ builds its prefix cache.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
-from collections.abc import Iterable
+import pkgutil
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any, NoReturn
 
 from packaging.specifiers import SpecifierSet
 
 from elora_sglang.integration.plugin import config
-from elora_sglang.integration.plugin.install import in_place
+from elora_sglang.integration.plugin.install import name_of, out_of_place
 from elora_sglang.patches.base import (
+    Fingerprint,
     Kind,
     Patch,
     Process,
@@ -26,12 +29,20 @@ from elora_sglang.patches.base import (
     discover,
     fingerprint,
     manifest,
+    overrides,
     select,
     signature_of,
+    stock_class,
+    touched,
 )
 from elora_sglang.patches.surface import start
 
 logger = logging.getLogger(__name__)
+
+_REFRESH = "python -m elora_sglang.patches.table --refresh"
+
+#: Attribute by which a worker says the class of the scheduler that made it.
+MARK = "elora_scheduler"
 
 
 class Refused(SystemExit):
@@ -72,8 +83,13 @@ def version_allowed(allowed: str, version: str) -> bool:
     return version != "none" and SpecifierSet(allowed).contains(version, prereleases=True)
 
 
-def check_target(patch: Patch) -> TargetState:
-    """Compare a record with the installed SGLang. Imports the target's module; changes nothing."""
+def check_target(patch: Patch, known: Mapping[str, Fingerprint] | None = None) -> TargetState:
+    """Compare a record with the installed SGLang. Imports the target's module; changes nothing.
+
+    Args:
+        patch: the record.
+        known: fingerprints to compare with; default those of ``patches/targets.json``.
+    """
     version = sglang_version()
     state = TargetState(patch, version_ok=version_allowed(patch.sglang, version))
     if not state.version_ok:
@@ -83,46 +99,44 @@ def check_target(patch: Patch) -> TargetState:
             f"installed is {version}; install a supported SGLang or a newer elora-sglang",
         )
     try:
-        target = patch.load_target()
+        patch.load_target()
         if patch.registry:
             Patch.load_target(dataclasses.replace(patch, target=patch.registry))
     except (ImportError, AttributeError) as error:
         return dataclasses.replace(state, problem=f"{patch.target} is not in SGLang {version}: {error}")
-    expected = manifest().get(patch.target)
-    if expected is None:
-        return dataclasses.replace(
-            state,
-            found=True,
-            problem=f"{patch.target} has no entry in patches/targets.json; "
-            "run python -m elora_sglang.patches.table --refresh",
-        )
-    seen = expected if _is_our_class(target) else fingerprint(target)
-    state = dataclasses.replace(
-        state,
-        found=True,
-        signature_ok=seen.signature == expected.signature,
-        hash_ok=seen.sha256 == expected.sha256,
-    )
-    if not state.signature_ok:
-        return dataclasses.replace(
-            state, problem=f"{patch.target} takes {seen.signature}, expected {expected.signature}"
-        )
+    state = dataclasses.replace(state, found=True)
     try:
-        problem = _hook_problem(patch, patch.load_hook())
+        hook_problem = _hook_problem(patch, patch.load_hook())
     except Exception as error:
-        problem = f"hook {patch.hook} of {patch.target} cannot be imported: {error}"
-    if problem:
-        return dataclasses.replace(state, problem=problem)
+        hook_problem = f"hook {patch.hook} of {patch.target} cannot be imported: {error}"
+    if hook_problem:
+        return dataclasses.replace(state, problem=hook_problem)
+    problem, changed = _compare(patch, manifest() if known is None else known)
+    if changed and not problem:
+        problem = f"source of {', '.join(changed)} differs from the one that was read"
+        return dataclasses.replace(state, hook_ok=True, signature_ok=True, problem=problem)
     return dataclasses.replace(
-        state,
-        hook_ok=True,
-        problem="" if state.hash_ok else f"source of {patch.target} differs from the one that was read",
+        state, hook_ok=True, signature_ok=not problem, hash_ok=not problem, problem=problem
     )
 
 
-def _is_our_class(target: Any) -> bool:
-    """Whether a class target has been replaced already; the original can then no longer be seen."""
-    return isinstance(target, type) and target.__module__.startswith("elora_sglang.")
+def _compare(patch: Patch, known: Mapping[str, Fingerprint]) -> tuple[str, list[str]]:
+    """What stands against installing the record, and the paths whose source alone has changed."""
+    seen = {path: fingerprint(target) for path, target in touched(patch).items()}
+    changed: list[str] = []
+    for path, now in seen.items():
+        expected = known.get(path)
+        if expected is None:
+            return f"{path} has no entry in targets.json; run {_REFRESH}", []
+        if now.signature != expected.signature:
+            return f"{path} takes {now.signature}, expected {expected.signature}", []
+        if now.sha256 != expected.sha256:
+            changed.append(path)
+    if patch.kind is Kind.REPLACE:
+        for path in known:
+            if path.startswith(f"{patch.target}.") and path not in seen:
+                return f"{path} is not in SGLang {sglang_version()} any more, or not overridden", []
+    return "", changed
 
 
 def _hook_problem(patch: Patch, hook: Any) -> str:
@@ -131,20 +145,28 @@ def _hook_problem(patch: Patch, hook: Any) -> str:
     if isinstance(hook, type) and patch.kind not in (Kind.REPLACE, Kind.REGISTRY):
         return f"hook {patch.hook} of {patch.target} is a class; {patch.kind.value} hooks are functions"
     if isinstance(hook, type) and patch.kind is Kind.REPLACE:
-        target = patch.load_target()
-        if isinstance(target, type) and not _accepts(signature_of(hook), signature_of(target)):
-            return f"{patch.hook} takes {signature_of(hook)}, {patch.target} {signature_of(target)}"
+        stock = stock_class(hook)
+        pairs = {name: (getattr(hook, name), getattr(stock, name)) for name in overrides(hook)}
+        for name, (ours, theirs) in pairs.items():
+            if not _accepts(ours, theirs):
+                return f"{patch.hook}.{name} takes {signature_of(ours)}, SGLang's {signature_of(theirs)}"
     return ""
 
 
-def _accepts(ours: str, theirs: str) -> bool:
-    return ours == theirs or "**" in ours
+def _accepts(ours: Any, theirs: Any) -> bool:
+    """Whether ``ours`` can be called as ``theirs`` is."""
+    own = inspect.signature(inspect.unwrap(ours)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in own.values()) or signature_of(ours) == signature_of(theirs):
+        return True
+    # SGLang calls some unused parameters `_`, and passes them by position.
+    names = list(inspect.signature(inspect.unwrap(theirs)).parameters)
+    return len(own) == len(names) and all(n in (m, "_") for n, m in zip(names, own, strict=True))
 
 
-def check_all(patches: Iterable[Patch]) -> None:
-    """Refuse when a record cannot be installed; warn when only a target's source differs."""
+def check_all(patches: Iterable[Patch], known: Mapping[str, Fingerprint] | None = None) -> None:
+    """Refuse when a record cannot be installed; warn when only a target's source differs. See :func:`check_target`."""
     for patch in patches:
-        state = check_target(patch)
+        state = check_target(patch, known)
         if not state.ok:
             _refuse(state.problem)
         if not state.hash_ok:
@@ -162,19 +184,42 @@ def check_surface() -> None:
 
 
 def require_in_place(patches: Iterable[Patch]) -> None:
-    """Refuse when a record's hook is not what SGLang will call, naming the target."""
+    """Refuse when a record's hook is not what SGLang will call, naming the target and what is there instead."""
     for patch in patches:
-        if not in_place(patch):
+        found = out_of_place(patch)
+        if found is not None:
+            instead = "" if found == patch.target else f" by {found}"
             _refuse(
                 f"hook {patch.name} on {patch.target} is not in place; another plugin may have replaced "
-                "the target. Run python -m elora_sglang doctor"
+                f"the target{instead}. Run python -m elora_sglang doctor"
             )
 
 
-def require_hooks(settings: config.EloraConfig) -> None:
-    """In a scheduler process: every hook is in place. Called by the factory of the prefix cache."""
-    if settings.enabled:
-        require_in_place(scheduler_patches())
+def require_hooks(settings: config.EloraConfig, worker: Any = None) -> None:
+    """In a scheduler process: every hook is in place, and the scheduler that made ``worker`` is ELORA's.
+
+    Called by the factory of the prefix cache, which gets no scheduler but the worker that it made.
+    """
+    if not settings.enabled:
+        return
+    require_in_place(scheduler_patches())
+    if worker is not None and getattr(worker, MARK, None) is None:
+        _refuse(
+            f"the scheduler is {_scheduler_class()}, not EloraScheduler; remove the plugin or launcher that "
+            "brings its own"
+        )
+
+
+def _scheduler_class() -> str:
+    """The class of the scheduler that is being built above this call, for the message that refuses it."""
+    stock = stock_class(pkgutil.resolve_name("sglang.srt.managers.scheduler.Scheduler"))
+    frame = inspect.currentframe()
+    while frame is not None:
+        builder = frame.f_locals.get("self")
+        if isinstance(builder, stock):
+            return name_of(type(builder))
+        frame = frame.f_back
+    return "another"
 
 
 def scheduler_patches() -> tuple[Patch, ...]:
@@ -185,6 +230,21 @@ def scheduler_patches() -> tuple[Patch, ...]:
 def at_scheduler_start(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE ``configure_scheduler_process``: all hooks are in place before any weight is loaded."""
     require_hooks(config.current(server_args))
+
+
+def at_tokenizer_start(result: tuple[Any, ...], engine: type, server_args: Any, **kwargs: Any) -> None:
+    """AFTER ``Engine._launch_subprocesses``: the tokenizer manager that was built is ELORA's.
+
+    There is none on the further nodes of a server. Raises Refused.
+    """
+    from elora_sglang.integration.adapters.tokenizer import EloraTokenizerManager
+
+    manager = result[0]
+    if config.current(server_args).enabled and not isinstance(manager, EloraTokenizerManager | None):
+        _refuse(
+            f"the tokenizer manager is {name_of(type(manager))}, not EloraTokenizerManager; remove the plugin "
+            "or launcher that brings its own"
+        )
 
 
 def _refuse(problem: str) -> NoReturn:

@@ -23,7 +23,8 @@ from sglang.srt.managers.io_struct import (
 from support.adapter_folders import CONFIG, Q_A, WEIGHTS_FILE, poison, set_config, write_adapter
 
 from elora_sglang.integration.adapters import tokenizer_side as adapter_lifecycle
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING, AdapterLifecycle
+from elora_sglang.integration.adapters.messages import AdapterInUse
+from elora_sglang.integration.adapters.tokenizer_side import AdapterLifecycle
 from elora_sglang.runtime.adapters.names import NameFault
 from elora_sglang.runtime.adapters.versions import is_version
 
@@ -185,7 +186,7 @@ def test_a_version_still_in_a_batch_is_asked_for_again(
 
     async def work() -> None:
         await load(lifecycle, "a", write_adapter(tmp_path))
-        busy = LoRAUpdateOutput(success=False, error_message=f"{STILL_RUNNING}: 1")
+        busy = AdapterInUse(success=False, error_message="1 request still runs", running=1)
         told(lifecycle).answers = [[LoRAUpdateOutput(success=True), busy], [busy, busy]]
         assert (await unload(lifecycle, "a")).success
         assert len(told(lifecycle).unloaded()) == 3

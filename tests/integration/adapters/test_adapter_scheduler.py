@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from sglang.srt.lora.lora_registry import LoRARef
+from sglang.srt.managers import io_struct
 from sglang.srt.managers.io_struct import (
     LoadLoRAAdapterFromTensorsReqInput,
     LoRAUpdateOutput,
@@ -18,7 +19,7 @@ from sglang.srt.managers.io_struct import (
 from support.adapter_folders import CONFIG, Q_A, WEIGHTS_FILE, change_tensors, write_adapter
 
 from elora_sglang.integration.adapters import scheduler_side as hooks
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING
+from elora_sglang.integration.adapters.messages import AdapterInUse, announce
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.runtime.adapters.files import read_folder
 from elora_sglang.runtime.adapters.tensors import encode
@@ -77,7 +78,7 @@ def ref_of(folder: Path, number: int = 0, **fields: Any) -> LoRARef:
 
 
 def install(manager: Manager, ref: LoRARef) -> LoRAUpdateOutput:
-    return hooks.load_from_files(None, manager, ref)
+    return hooks.load_adapter(manager, ref, lambda: read_folder(ref.lora_path))
 
 
 def test_what_was_asked_for_is_installed(tmp_path: Path) -> None:
@@ -116,17 +117,16 @@ def test_what_cannot_be_installed_leaves_nothing(
 def test_tensors_are_taken_as_safetensors_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "get_parallel", lambda: SimpleNamespace(tp_rank=1))
     manager, files = Manager(), read_folder(write_adapter(tmp_path))
-    worker = SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
     request = LoadLoRAAdapterFromTensorsReqInput(
         lora_name="a",
         lora_id=version_id(files.version(), 3),
         config_dict=files.config,
         serialized_named_tensors=encode(files.tensors, 2),
     )
-    assert hooks.load_from_tensors(None, worker, request).success
+    assert hooks.load_from_tensors(manager, request).success
     assert list(manager.lora_refs) == [request.lora_id]
     request.lora_id, request.serialized_named_tensors = "0-4", [b"", b"\x80\x04pickle"]
-    result = hooks.load_from_tensors(None, worker, request)
+    result = hooks.load_from_tensors(manager, request)
     assert not result.success and list(manager.lora_refs) == [version_id(files.version(), 3)]
 
 
@@ -175,7 +175,7 @@ def test_loading_what_does_not_fit_is_undone() -> None:
     manager = Manager()
     scheduler = scheduler_with(manager, [])
 
-    def original(_: Any, request: Any) -> LoRAUpdateOutput:
+    def original(request: Any) -> LoRAUpdateOutput:
         manager.lora_refs[request.lora_id] = request.to_ref()
         return LoRAUpdateOutput(success=True)
 
@@ -187,7 +187,7 @@ def test_loading_what_does_not_fit_is_undone() -> None:
     result = hooks.load(original, scheduler, request)
     assert not result.success and "no room" in result.error_message and manager.empty
     no = LoRAUpdateOutput(success=False, error_message="no")
-    assert hooks.load(lambda *_: no, scheduler, request).error_message == "no"
+    assert hooks.load(lambda _: no, scheduler, request).error_message == "no"
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -200,7 +200,7 @@ def test_a_load_that_fails_on_another_rank_is_undone_here(
     scheduler.tp_size, scheduler.tp_cpu_group = 2, "group"
     monkeypatch.setattr(hooks.torch.distributed, "all_reduce", lambda votes, op, group: votes.zero_())
 
-    def original(_: Any, request: Any) -> LoRAUpdateOutput:
+    def original(request: Any) -> LoRAUpdateOutput:
         if here:
             manager.lora_refs[request.lora_id] = request.to_ref()
         return LoRAUpdateOutput(success=here, error_message=None if here else "no")
@@ -216,10 +216,10 @@ def test_a_load_that_fails_on_another_rank_is_undone_here(
 def test_adapters_of_the_command_line_have_the_same_limits() -> None:
     manager = Manager()
     manager.lora_refs["x-0"] = LoRARef(lora_id="x-0", lora_name="a", lora_path="p", pinned=True)
-    hooks.check_start_adapters(None, scheduler_with(manager, []))
+    hooks.check_start_adapters(scheduler_with(manager, []))
     manager.memory_pool.slots["x-0"] = 600
     with pytest.raises(Refused, match="at most 50% may be pinned"):
-        hooks.check_start_adapters(None, scheduler_with(manager, []))
+        hooks.check_start_adapters(scheduler_with(manager, []))
 
 
 @pytest.mark.parametrize("place", ["waiting", "grammar", "running", "last", "chunked"])
@@ -227,7 +227,7 @@ def test_unload_drops_the_branch_once_nobody_runs(place: str) -> None:
     dropped: list[str] = []
     asked: list[Any] = []
 
-    def original(_: Any, request: Any) -> LoRAUpdateOutput:
+    def original(request: Any) -> LoRAUpdateOutput:
         asked.append(request)
         assert dropped, "the branch goes before the weights"
         return LoRAUpdateOutput(success=True)
@@ -242,6 +242,9 @@ def test_unload_drops_the_branch_once_nobody_runs(place: str) -> None:
         return hooks.unload(original, scheduler, UnloadLoRAAdapterReqInput(lora_name="a", lora_id="x-0"))
 
     result = unload([request_of("x-0")])
-    assert not result.success and STILL_RUNNING in result.error_message and not dropped and not asked
+    assert isinstance(result, AdapterInUse) and result.running == 1
+    assert not result.success and not dropped and not asked
+    announce()
+    assert io_struct.msgpack_decode(io_struct.msgpack_encode(result)) == result
     assert unload([request_of("x-0", finished=True)]).success and dropped == ["x-0"]
     assert unload([request_of("y-1")]).success and dropped == ["x-0", "x-0"]

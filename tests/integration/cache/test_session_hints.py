@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +11,11 @@ import pytest
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from elora_sglang.core.hints import Hints
+from elora_sglang.integration.adapters.tokenizer import EloraTokenizerManager
 from elora_sglang.integration.cache import session_hints
-from elora_sglang.integration.plugin.install import install, uninstall
-from elora_sglang.patches.base import discover
 from elora_sglang.runtime.adapters.names import NameFault
 
 GIVEN = {"session_id": "chat-7", "expect_return_s": 4, "thinking_budget": 9}
@@ -24,13 +23,18 @@ HINTS = Hints("chat-7", False, 4.0)
 
 
 @pytest.fixture
-def hooked() -> Any:
-    names = {"session_hints", "adapter_names_per_prompt_generate"}
-    records = [patch for patch in discover() if patch.name in names]
-    install(records)
-    HookRegistry.apply_hooks()
-    yield
-    uninstall(records)
+def accept() -> Callable[[GenerateReqInput], None]:
+    """What ``generate_request`` does with a request first: SGLang normalizes it, the subclass checks it."""
+    manager = EloraTokenizerManager.__new__(EloraTokenizerManager)
+    manager.rid_to_state = {}
+    manager.enable_trace = False
+    manager.disaggregation_mode = None
+
+    def take(request: GenerateReqInput) -> None:
+        request.normalize_batch_and_arguments()
+        manager._init_req_state(request)
+
+    return take
 
 
 def arrived(params: Any, **fields: Any) -> Req:
@@ -40,22 +44,22 @@ def arrived(params: Any, **fields: Any) -> Req:
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_malformed_hints_are_the_clients_error(hooked: Any, batch: bool) -> None:
+def test_malformed_hints_are_the_clients_error(accept: Callable[..., None], batch: bool) -> None:
     bad: Any = {"custom_params": {"session_end": "yes"}}
     request = GenerateReqInput(text=["a", "b"], sampling_params=[{}, bad])
     if not batch:
         request = GenerateReqInput(text="a", sampling_params=bad)
     with pytest.raises(ValueError, match=r"^session_end must be true or false, got 'yes'$"):
-        request.normalize_batch_and_arguments()
+        accept(request)
     with pytest.raises(ValueError, match=r"^custom_params must be an object, got list$"):
-        GenerateReqInput(text="a", sampling_params={"custom_params": [1]}).normalize_batch_and_arguments()
+        accept(GenerateReqInput(text="a", sampling_params={"custom_params": [1]}))
 
 
-def test_both_hooks_of_the_method_run(hooked: Any) -> None:
-    GenerateReqInput(text="a", sampling_params={"custom_params": GIVEN}).normalize_batch_and_arguments()
-    GenerateReqInput(text="a").normalize_batch_and_arguments()
+def test_a_request_is_checked_for_hints_and_names(accept: Callable[..., None]) -> None:
+    accept(GenerateReqInput(text="a", sampling_params={"custom_params": GIVEN}))
+    accept(GenerateReqInput(text="a"))
     with pytest.raises(NameFault):
-        GenerateReqInput(text="a", lora_path=["x", "y"]).normalize_batch_and_arguments()
+        accept(GenerateReqInput(text="a", lora_path=["x", "y"]))
 
 
 def test_hints_arrive_at_the_scheduler() -> None:

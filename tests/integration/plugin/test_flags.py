@@ -52,7 +52,7 @@ def stock_afterwards(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def resolved(**given: Any) -> tuple[ServerArgs, Any]:
     """ServerArgs after the step in which --elora speaks, without the steps that read a model."""
-    server_args = engine.accept(ServerArgs(model_path="model", **given), EloraConfig(enabled=True))
+    server_args = engine.apply_settings(ServerArgs(model_path="model", **given), EloraConfig(enabled=True))
     engine.imply_settings(server_args, lambda args: None)
     return server_args, resolving_view(server_args)
 
@@ -185,25 +185,14 @@ def test_a_bad_keyword_is_one_clear_line(keywords: dict[str, Any], message: str)
         config.from_keywords(keywords)
 
 
-def test_all_means_the_linear_modules() -> None:
-    seen: dict[str, Any] = {}
-
-    def original(manager: Any, max_lora_rank: Any, target_modules: Any) -> None:
-        seen.update(rank=max_lora_rank, modules=target_modules)
-
-    class Manager:
-        base_model = None
-
+def test_all_means_the_linear_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     import sglang.srt.lora.utils as utils
 
     found = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(utils, "auto_detect_lora_target_modules", lambda model: set(found))
-        for unspecific in ({"all"}, None, set()):
-            flags_lora.resolve_target_modules(original, Manager(), 8, unspecific)
-            assert seen == {"rank": 8, "modules": found - {"embed_tokens", "lm_head"}}
-        flags_lora.resolve_target_modules(original, Manager(), 8, {"q_proj"})
-        assert seen["modules"] == {"q_proj"}
+    monkeypatch.setattr(utils, "auto_detect_lora_target_modules", lambda model: set(found))
+    for unspecific in ({"all"}, None, set()):
+        assert flags_lora.linear_modules(None, unspecific) == found - {"embed_tokens", "lm_head"}
+    assert flags_lora.linear_modules(None, {"q_proj"}) == {"q_proj"}
 
 
 def test_the_page_is_current() -> None:

@@ -79,13 +79,13 @@ def test_a_fault_in_the_plugin_ends_the_process(monkeypatch: pytest.MonkeyPatch)
         plugin.register()
 
 
-def test_engine_takes_elora_keywords_and_its_schedulers_are_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_takes_elora_keywords_and_its_schedulers_are_hooked() -> None:
     from sglang.srt.entrypoints.engine import Engine
-    from sglang.srt.server_args import ServerArgs
 
-    monkeypatch.setattr(Engine, "server_args_class", ServerArgs)
-    monkeypatch.setattr(Engine, "run_scheduler_process_func", Engine.__dict__["run_scheduler_process_func"])
-    engine.accept_engine_keywords()
+    before = vars(Engine)["server_args_class"], vars(Engine)["run_scheduler_process_func"]
+    plugin.register()
+    records = [p for p in discover() if p.name in ("engine_arguments", "engine_schedulers")]
+    verify.require_in_place(records)
     made = Engine.server_args_class(model_path="model", elora=True, elora_adapter_names="stock", page_size=16)
     assert config.current(made) == EloraConfig(enabled=True, adapter_names="stock")
     assert made.page_size == 16
@@ -96,17 +96,29 @@ def test_engine_takes_elora_keywords_and_its_schedulers_are_hooked(monkeypatch: 
     assert not config.launcher_enabled(), "children of a stock engine must stay stock"
     with pytest.raises(ValueError, match="unknown ELORA setting"):
         Engine.server_args_class(model_path="model", elora=True, elora_polcy="lru")
+    plugin_hooks.uninstall(records)
+    assert (vars(Engine)["server_args_class"], vars(Engine)["run_scheduler_process_func"]) == before
+
+
+def test_an_engine_whose_schedulers_another_plugin_starts_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.entrypoints.engine import Engine
+
+    def theirs(*args: Any) -> None: ...
+
+    monkeypatch.setattr(Engine, "run_scheduler_process_func", staticmethod(theirs))
+    plugin.register()
+    assert Engine.run_scheduler_process_func is theirs
 
 
 def test_a_stock_engine_after_an_elora_engine_has_no_hooks() -> None:
     from sglang.srt.server_args import ServerArgs
 
-    engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    engine.apply_settings(ServerArgs(model_path="model"), EloraConfig(enabled=True))
     engine.install_tokenizer_hooks()
-    assert plugin_hooks.installed_names() >= {"final_checks", "adapter_registry"}
-    engine.accept(ServerArgs(model_path="model"), EloraConfig())
+    assert plugin_hooks.installed_names() >= {"final_checks", "tokenizer_manager"}
+    engine.apply_settings(ServerArgs(model_path="model"), EloraConfig())
     assert not plugin_hooks.installed_names()
-    engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    engine.apply_settings(ServerArgs(model_path="model"), EloraConfig(enabled=True))
     engine.install_tokenizer_hooks()
     verify.require_in_place([p for p in discover() if p.name in plugin_hooks.installed_names()])
 
@@ -131,6 +143,36 @@ def test_the_scheduler_checks_its_hooks_before_it_is_configured(monkeypatch: pyt
     plugin_hooks.uninstall([victim])
     with pytest.raises(SystemExit, match="_init_post_memory_pool_components is not in place"):
         scheduler.configure_scheduler_process(SimpleNamespace(_elora=EloraConfig(enabled=True)), 0)
+
+
+def test_a_scheduler_of_another_class_is_refused_by_name() -> None:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    class TheirScheduler(Scheduler):
+        def __init__(self) -> None:
+            verify.require_hooks(EloraConfig(enabled=True), SimpleNamespace())
+
+    engine.install_scheduler_hooks()
+    verify.require_hooks(EloraConfig(enabled=True), SimpleNamespace(**{verify.MARK: object}))
+    with pytest.raises(SystemExit, match=r"the scheduler is .*\.TheirScheduler, not EloraScheduler"):
+        TheirScheduler()
+
+
+def test_a_tokenizer_manager_of_another_class_is_refused_by_name() -> None:
+    from elora_sglang.integration.adapters.tokenizer import EloraTokenizerManager
+
+    class TheirManager:
+        pass
+
+    args = SimpleNamespace(_elora=EloraConfig(enabled=True))
+    ours = EloraTokenizerManager.__new__(EloraTokenizerManager)
+    for manager in (ours, None):
+        verify.at_tokenizer_start((manager,), object, server_args=args)
+    verify.at_tokenizer_start((TheirManager(),), object, server_args=SimpleNamespace())
+    with pytest.raises(
+        SystemExit, match=r"the tokenizer manager is .*TheirManager, not EloraTokenizerManager"
+    ):
+        verify.at_tokenizer_start((TheirManager(),), object, server_args=args)
 
 
 def write_model(folder: Path, architecture: str, **more: Any) -> Path:

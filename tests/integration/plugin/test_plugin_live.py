@@ -1,4 +1,4 @@
-"""Live: every hook is called by the server it was written for, and ``sglang.Engine`` takes the keyword."""
+"""Live: a server is driven through the life it is for, and every hook and every override is reached."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sglang.srt.managers.scheduler  # noqa: F401  SGLang's modules import each other; this order works
 from support import live
 from support.demo_paths import Demo
 
-from elora_sglang.patches.base import Process, When, discover, select
+from elora_sglang.integration.adapters import tokenizer
+from elora_sglang.integration.plugin import counter
+from elora_sglang.integration.scheduler import scheduler
+from elora_sglang.patches.base import Kind, discover, overrides, serving
 
-SCRIPT = live.ROOT / "tests" / "support" / "recording_launch.py"
+ENGINE = live.ROOT / "tests" / "support" / "engine_launch.py"
 
 #: Control requests that are refused while serving, with a body that SGLang accepts.
 REFUSED: dict[str, Any] = {
@@ -28,59 +32,75 @@ REFUSED: dict[str, Any] = {
     "resume_memory_occupation": {},
 }
 
-
-@pytest.fixture(scope="module")
-def hooks_called(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("hooks") / "called"
+#: What these servers cannot reach, and why.
+NOT_REACHED: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
-def server(
-    demo: Demo, hooks_called: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[live.LiveServer]:
-    port = live.free_port()
-    arguments = [
-        "--elora",
-        "--model-path",
-        str(demo.model),
-        "--served-model-name",
-        "demo",
-        "--port",
-        str(port),
-    ]
-    arguments += ["--lora-paths", *demo.lora_paths("sql")]
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    process = live.start([sys.executable, str(SCRIPT), "serve", str(hooks_called), *arguments], log=log)
-    found = live.LiveServer(process, f"http://127.0.0.1:{port}", log, tuple(arguments))
-    try:
-        live.wait_ready(found, 600)
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("calls") / "calls"
+
+
+@pytest.fixture(scope="module")
+def server(demo: Demo, calls: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
+    flags = ("--elora", "--served-model-name", "demo", "--lora-paths", *demo.lora_paths("sql"))
+    flags += ("--max-total-tokens", "4096")
+    env = live.clean_env(**{counter.ENV_CALLS: str(calls)})
+    with live.server(demo.model, *flags, log_dir=tmp_path_factory.mktemp("log"), env=env) as found:
         yield found
-    finally:
-        found.stop()
 
 
-def exercise(server: live.LiveServer, demo: Demo) -> dict[str, int]:
+def expected() -> set[str]:
+    """Every hook of a server with ``--elora``, and every member that one of our classes overrides."""
+    names: set[str] = set()
+    classes = {**scheduler.WATCHED, **tokenizer.WATCHED}
+    for patch in serving(discover()):
+        hook = patch.load_hook()
+        if patch.kind is Kind.REPLACE:
+            classes[patch.name] = hook
+        else:
+            names.add(patch.name)
+    return names | {f"{name}.{member}" for name, ours in classes.items() for member in overrides(ours)}
+
+
+def live_a_life(server: live.LiveServer, demo: Demo) -> dict[str, int]:
     """One request of each kind that a hook is about; HTTP status by what was asked."""
     sampling = {"max_new_tokens": 4, "temperature": 0}
     hello = [{"role": "user", "content": "Hello"}]
-    folder = demo.adapters["french"]
+    french = demo.adapters["french"]
     tensors = {
         "lora_name": "sent",
-        "config_dict": json.loads((folder / "adapter_config.json").read_text()),
+        "config_dict": json.loads((french / "adapter_config.json").read_text()),
         "serialized_named_tensors": [
-            base64.b64encode((folder / "adapter_model.safetensors").read_bytes()).decode()
+            base64.b64encode((french / "adapter_model.safetensors").read_bytes()).decode()
         ],
     }
+
+    def folder(name: str, **more: Any) -> tuple[str, Any]:
+        return "/load_lora_adapter", {"lora_name": name, "lora_path": str(demo.adapters["legal"]), **more}
+
+    def generate(**fields: Any) -> tuple[str, Any]:
+        return "/generate", {"text": "Hello " * 40, "sampling_params": sampling, **fields}
+
     asked: dict[str, tuple[str, Any]] = {
-        "generate": ("/generate", {"text": "Hello", "lora_path": "sql", "sampling_params": sampling}),
+        "generate": generate(lora_path="sql"),
+        "generate again": generate(lora_path="sql"),
+        "generate on the base": generate(),
+        "generate for two": generate(text=["Hello", "Good day"], lora_path=["sql", None]),
+        "two names for one prompt": generate(lora_path=["sql", "sql"]),
+        "malformed hint": generate(sampling_params={**sampling, "custom_params": {"session_end": "yes"}}),
         "chat": ("/v1/chat/completions", {"model": "demo:sql", "messages": hello, "max_tokens": 4}),
+        "unknown name": ("/v1/chat/completions", {"model": "nobody", "messages": hello, "max_tokens": 4}),
         "responses": ("/v1/responses", {"model": "demo:sql", "input": "Hello", "max_output_tokens": 4}),
         "ollama chat": ("/api/chat", {"model": "sql", "messages": hello, "stream": False}),
         "ollama generate": ("/api/generate", {"model": "sql", "prompt": "Hello", "stream": False}),
-        "embedding": ("/encode", {"text": "Hello"}),
-        "load": ("/load_lora_adapter", {"lora_name": "legal", "lora_path": str(demo.adapters["legal"])}),
+        "load": folder("legal"),
         "load tensors": ("/load_lora_adapter_from_tensors", tensors),
+        "use tensors": generate(lora_path="sent"),
+        "replace": ("/load_lora_adapter", {"lora_name": "legal", "lora_path": str(french), "pinned": True}),
+        "use pinned": generate(lora_path="legal"),
         "unload": ("/unload_lora_adapter", {"lora_name": "legal"}),
+        "flush": ("/flush_cache", {}),
     }
     asked |= {f"refused: {path}": (f"/{path}", body) for path, body in REFUSED.items()}
     statuses = {name: server.post(path, body).status for name, (path, body) in asked.items()}
@@ -88,19 +108,8 @@ def exercise(server: live.LiveServer, demo: Demo) -> dict[str, int]:
     return statuses
 
 
-def test_every_hook_is_called_by_the_running_server(
-    server: live.LiveServer, demo: Demo, hooks_called: Path
-) -> None:
-    statuses = exercise(server, demo)
-    called = set(hooks_called.read_text().split())
-    servers = {Process.MAIN, Process.TOKENIZER, Process.SCHEDULER}
-    expected = {p.name for p in select(discover(), process=servers, when={When.ALWAYS, When.ELORA})}
-    assert expected - called == set(), f"never called; statuses were {statuses}"
-    assert [statuses[f"refused: {path}"] for path in REFUSED] == [400] * len(REFUSED), statuses
-    assert statuses["generate"] == statuses["chat"] == statuses["load"] == statuses["unload"] == 200, statuses
-
-
-def test_engine_takes_elora_as_a_keyword(server: live.LiveServer, demo: Demo, tmp_path: Path) -> None:
+def engine(demo: Demo, folder: Path, calls: Path) -> dict[str, Any]:
+    """What an ``Engine`` in another process answers for the base model and two adapters."""
     keywords = {
         "model_path": str(demo.model),
         "elora": True,
@@ -108,17 +117,42 @@ def test_engine_takes_elora_as_a_keyword(server: live.LiveServer, demo: Demo, tm
         "lora_paths": demo.lora_paths("sql", "french"),
         "max_total_tokens": 8192,
     }
-    called = tmp_path / "called"
-    status, output = live.run(
-        [sys.executable, str(SCRIPT), "engine", str(called), json.dumps(keywords)],
-        log=tmp_path / "engine.log",
-        timeout=600,
-    )
+    env = live.clean_env(**{counter.ENV_CALLS: str(calls)})
+    command = [sys.executable, str(ENGINE), json.dumps(keywords)]
+    status, output = live.run(command, log=folder / "engine.log", timeout=600, env=env)
     assert status == 0, output[-3000:]
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
-    result = json.loads(line.removeprefix("RESULT "))
+    result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return result
+
+
+def test_every_hook_and_every_override_is_reached(
+    server: live.LiveServer, demo: Demo, calls: Path, tmp_path: Path
+) -> None:
+    statuses = live_a_life(server, demo)
+    refused = {"two names for one prompt", "malformed hint", "responses", "ollama chat", "ollama generate"}
+    refused |= {f"refused: {path}" for path in REFUSED}
+    assert {name for name, status in statuses.items() if status == 400} == refused, statuses
+    assert {name for name, status in statuses.items() if status == 404} == {"unknown name"}, statuses
+    assert {status for status in statuses.values()} == {200, 400, 404}, statuses
+
+    result = engine(demo, tmp_path, calls)
     assert result["elora"]["counts"]["adapters_resident"] == 2
     base, sql, french = result["answers"]
     assert len({tuple(base), tuple(sql), tuple(french)}) == 3
     assert sql == server.generate("Hello", lora_path="sql", max_new_tokens=8)["output_ids"]
-    assert "radix_cache" in called.read_text().split()
+
+    reached = counter.read(calls)
+    assert set(reached) <= expected(), "a count without a hook"
+    missing = expected() - set(reached)
+    assert missing == set(NOT_REACHED), f"never called: {missing - set(NOT_REACHED)}"
+    assert reached["scheduler._process_hicache_events"] > 10
+    assert reached["scheduler.load_lora_adapter"] >= 2, "one load and one replacement"
+
+
+def test_counting_is_off_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(counter.ENV_CALLS, raising=False)
+    for patch in discover():
+        assert counter.counted(patch) is patch.load_hook()
+    counter.count("engine_arguments")
+    assert not any(counter._WATCHED in vars(ours) for ours in scheduler.WATCHED.values())

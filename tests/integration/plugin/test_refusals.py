@@ -115,12 +115,12 @@ def test_a_flag_is_refused_by_its_row_and_no_other(
     server_args = ServerArgs(model_path="model", **fields)
     assert list(refusals.refused_flags(server_args)) == [row]
     with pytest.raises(Refused) as refused:
-        engine.accept(server_args, EloraConfig(enabled=True))
+        engine.apply_settings(server_args, EloraConfig(enabled=True))
     message = str(refused.value.code)
     assert message.startswith(f"elora: {row.flag} does not work with --elora; ")
     assert "\n" not in message and len(message) < 160
     # Stock SGLang is not ELORA's to judge.
-    engine.accept(ServerArgs(model_path="model", **fields), EloraConfig())
+    engine.apply_settings(ServerArgs(model_path="model", **fields), EloraConfig())
 
 
 def test_plain_arguments_are_not_refused() -> None:
@@ -148,7 +148,7 @@ def test_a_plain_model_is_not_refused() -> None:
 def test_a_flag_that_resolution_turned_on_is_refused_at_the_end() -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    server_args = engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    server_args = engine.apply_settings(ServerArgs(model_path="model"), EloraConfig(enabled=True))
     declare_resolution(server_args, "a model's default", disable_radix_cache=True)
     with pytest.raises(Refused, match="--disable-radix-cache"):
         engine.final_checks(server_args, lambda args: None)
@@ -157,7 +157,7 @@ def test_a_flag_that_resolution_turned_on_is_refused_at_the_end() -> None:
 def test_a_model_is_refused_at_the_end_of_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.arg_groups import overrides
 
-    server_args = engine.accept(ServerArgs(model_path="model"), EloraConfig(enabled=True))
+    server_args = engine.apply_settings(ServerArgs(model_path="model"), EloraConfig(enabled=True))
     monkeypatch.setattr(overrides, "model_config_of", lambda args: model("MLA"))
     with pytest.raises(Refused, match=r"multi-head latent attention \(MLA\)"):
         engine.final_checks(server_args, lambda args: None)
