@@ -261,7 +261,7 @@ class CacheManager:
         return self.admission.no_tokens(ask, node, cached, holdings)
 
     def started(self, rid: str, node: Node) -> None:
-        """It was admitted with the prefix that ends at ``node``: one counted use; its guards go."""
+        """The request was admitted with the prefix that ends at ``node``: one counted use, and its guards go."""
         self._unmeasured = PREFILL_TICKS
         self.admission.enters(rid)
         self._leave_queue(rid)
@@ -278,12 +278,12 @@ class CacheManager:
         self.admission.overtaking.batch(prefilled, prefill=bool(prefilled), decode=decodes)
 
     def finished(self, rid: str, node: Node, hints: Hints | None = None) -> None:
-        """It ended; its prompt and answer end at ``node``."""
+        """The request ended; ``node`` is the last node of its prompt and answer."""
         self._leave_queue(rid)
         self.policy.on_finish(node, hints or Hints())
 
     def forget(self, rid: str) -> None:
-        """It was aborted while it waited; nothing happens if it did not wait."""
+        """The request was aborted while it waited. Nothing happens if it did not wait."""
         self._leave_queue(rid)
 
     def _leave_queue(self, rid: str) -> None:

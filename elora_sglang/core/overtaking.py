@@ -1,22 +1,16 @@
 """Who may pass whom in the queue, so that the wait for an adapter stays within twice the wait in queue order.
 
-Time is counted in batches. For a request r let W be its wait under first-come-first-served (FCFS), from the state
-of the server at the moment its clock started: nobody admitted before an earlier request any more. Its clock starts
-when it is queued, if its adapter is not there then, else when it is first passed over.
+An example, batch by batch, and the proof are in ``docs/overtaking.md``. In short:
 
-* ``lag`` counts the batches that FCFS would not have needed: prefills of overtakers alone, and decode batches in
-  which the first of the queue would have been in by now but for the slots that its overtakers hold (rule 1).
-* In such a state nobody passes (rule 1). Otherwise q may pass if, for every r whose clock runs, ``w``
-  batches after its start and ``lag_r`` of them lag, *harm* + 2 lag_r <= w + 1, where harm is the most batches
-  until q and all overtakers that run are over (rule 2).
+* Time is counted in batches. A request's *clock* starts when it is queued, if its adapter is not there then; else
+  when it is first passed over.
+* *Lag* counts the batches that queue order (FCFS) would not have needed: prefills of overtakers alone, and decodes in
+  which the first of the queue lacks only what its overtakers hold.
+* Rule 1: where the first of the queue would fit without its overtakers, nobody passes.
+* Rule 2: else a request may pass if, for every running clock r, w batches after its start,
+  ``harm + 2 lag_r <= w + 1``. Harm is the most batches until it and all overtakers that run are over.
 
-Proof. FCFS is at most ``lag_r`` batches ahead of us, and has not admitted r yet at its batch w - lag_r: W >= w -
-lag_r + 1. After the last admission out of turn the lag grows by no more than its harm: r waits at most
-W + lag_r + harm <= W + w - lag_r + 1 <= 2W.
-
-Nothing bounds the wait against an FCFS server that served all *earlier* requests in order as well: one that arrives
-just after somebody was let pass may find a state in which FCFS would admit it at once, and lengths are not known in
-advance. What it finds on arrival is what it is compared with.
+Then r waits at most twice as long as in queue order from the state in which its clock started.
 """
 
 from __future__ import annotations

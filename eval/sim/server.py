@@ -304,7 +304,7 @@ class _Arrivals:
             self._last = req
 
     def push(self, req: Request) -> None:
-        """One more."""
+        """Add an arrival."""
         self._count += 1
         heapq.heappush(self._heap, (req.arrived, self._count, req))
 
@@ -314,7 +314,7 @@ class _Arrivals:
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[Request]:
-        """Those that have arrived."""
+        """Take out all requests that arrived by ``now``."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             req = heapq.heappop(self._heap)[2]

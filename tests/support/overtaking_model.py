@@ -65,11 +65,11 @@ class Server:
     # -- room -------------------------------------------------------------------------------------
 
     def used(self) -> set[str]:
-        """Adapters that somebody who runs uses."""
+        """Adapters of running requests."""
         return {one.job.adapter for one in self.running if one.job.adapter is not None}
 
     def room(self) -> int:
-        """Slots that nobody who runs holds or reserved."""
+        """Slots that running requests neither hold nor reserved."""
         held = sum(one.job.tokens for one in self.running)
         return self.pool - held - sum(self.sizes[name] for name in self.used())
 
