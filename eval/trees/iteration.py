@@ -54,7 +54,7 @@ def grow(policy: str, nodes: int) -> lives.Life:
         life.step(hurry=True)
     gc.collect()
     gc.freeze()
-    while life.cache.stats.host_evictions < lives.ADAPTERS:
+    while life.cache.stats.host_evicted < lives.ADAPTERS:
         life.step(hurry=True)
     for _ in range(SETTLE):
         life.step()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from elora_sglang.integration.cache import state as cache_state
 from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 from elora_sglang.integration.plugin import config
 from elora_sglang.integration.scheduler.receiver import TickReceiver
@@ -111,18 +111,5 @@ def on_result(result: None, scheduler: Scheduler, batch: ScheduleBatch, *args: A
 def report_state(result: Any, controller: SchedulerInternalStateController, state: dict[str, Any]) -> None:
     """AFTER ``SchedulerInternalStateController._add_env_vars``: ``elora`` in ``/server_info``."""
     cache = controller.scheduler.tree_cache
-    if not isinstance(cache, EloraRadixCache):
-        return
-    tree = cache.tree
-    state["elora"] = {
-        "policy": cache.policy_name,
-        "evictable_slots": tree.evictable_size,
-        "protected_slots": tree.protected_size,
-        "free_slots": int(cache.token_to_kv_pool_allocator.available_size()),
-        "invalid_kv_slots": tree.invalid_kv_size,
-        "resident_adapters": sorted(n.key for n in tree.adapters() if n.resident and n.key is not None),
-        "counts": tree.counts(),
-        **asdict(cache.stats),
-        **cache.host_state(),
-        **(cache.auditor.counters() if cache.auditor is not None else {}),
-    }
+    if isinstance(cache, EloraRadixCache):
+        state["elora"] = cache_state.of(cache)
