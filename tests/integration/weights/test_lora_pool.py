@@ -21,7 +21,9 @@ from support.lora_world import (
     tp_shard,
 )
 
+from elora_sglang.integration.weights import pool as memory_pool
 from elora_sglang.integration.weights.peft import FUSED, lora_scaling
+from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
 from elora_sglang.runtime.adapters.files import AdapterError
 from elora_sglang.runtime.pool.layout import CUT_WORTH
 
@@ -414,3 +416,9 @@ def test_deltas_are_what_peft_computes() -> None:
             ]
             torch.testing.assert_close(effective_delta(world, "a", layer, fused), torch.cat(rows))
         torch.testing.assert_close(effective_delta(world, "a", layer, "down_proj"), delta["down_proj"])
+
+
+def test_the_pool_is_made_where_its_base_class_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a server: SGLang's plugin registry puts the replacement into every module that imported the class."""
+    monkeypatch.setattr(memory_pool, "LoRAMemoryPool", EloraLoRAMemoryPool)
+    assert isinstance(make_world().pool, EloraLoRAMemoryPool)
