@@ -29,21 +29,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CacheStats:
-    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
+    """What was carried out since start: ``done`` in ``/server_info``. Counted when it happens, sizes in slots.
+
+    Attributes:
+        adapter_loads, adapter_slots_loaded: adapters that came to the device, from wherever, and their slots.
+        adapter_evictions: adapters that left the device.
+        kv_evictions, kv_tokens_evicted: KV nodes that left the device, and their tokens.
+        demoted, adapters_demoted: nodes that left the device and stayed on the host; adapters among them.
+        dropped: nodes that left the device with no other copy in memory.
+        host_evicted: nodes that left the host.
+        load_backs, adapter_load_backs, slots_loaded_back: nodes that came back from the host, and their slots.
+        loads_at_admission, queue_prefetches: of those, for a request being admitted; for a waiting one.
+        idle_prefetches_kv, idle_prefetches_adapter: of those, ahead of any request.
+        backed_up: nodes whose copy to the host was started ahead of need.
+        saved_under_pressure: nodes whose copy to the host was started while they were evicted.
+        adapter_reads: reads of adapters' files into the host pool that were started.
+        failed_transfers: copies and reads that could not be started, or failed.
+        tokens_device, tokens_host, tokens_computed: prompt tokens of admitted requests, by where their KV came from.
+    """
 
     adapter_loads: int = 0
     adapter_slots_loaded: int = 0
     adapter_evictions: int = 0
     kv_evictions: int = 0
     kv_tokens_evicted: int = 0
-    #: Nodes that left the device and stayed on the host.
-    demotions: int = 0
-    adapter_demotions: int = 0
-    #: Nodes that left the device with no other copy in memory.
-    drops: int = 0
-    #: Nodes that left the host.
-    host_evictions: int = 0
-    #: Nodes that came back from the host, by what they came for.
+    demoted: int = 0
+    adapters_demoted: int = 0
+    dropped: int = 0
+    host_evicted: int = 0
     load_backs: int = 0
     adapter_load_backs: int = 0
     slots_loaded_back: int = 0
@@ -51,12 +64,10 @@ class CacheStats:
     queue_prefetches: int = 0
     idle_prefetches_kv: int = 0
     idle_prefetches_adapter: int = 0
-    #: Nodes copied to the host: ahead of need, and under pressure.
-    backups: int = 0
-    pressure_saves: int = 0
+    backed_up: int = 0
+    saved_under_pressure: int = 0
     adapter_reads: int = 0
     failed_transfers: int = 0
-    #: Prompt tokens of admitted requests, by where their KV came from.
     tokens_device: int = 0
     tokens_host: int = 0
     tokens_computed: int = 0
@@ -135,10 +146,10 @@ class SwapDriver:
                 self.stats.kv_evictions += 1
                 self.stats.kv_tokens_evicted += victim.size
             if victim.fate == "dropped":
-                self.stats.drops += 1
+                self.stats.dropped += 1
             else:
-                self.stats.demotions += 1
-                self.stats.adapter_demotions += victim.kind == "adapter"
+                self.stats.demoted += 1
+                self.stats.adapters_demoted += victim.kind == "adapter"
             if victim.fate == "saved":
                 failed += self._save_under_pressure(victim)
             freed.append(victim.payload)
@@ -152,7 +163,7 @@ class SwapDriver:
     def free_host(self, victims: Sequence[HostVictim]) -> None:
         """Give the victims' host slots back."""
         for victim in victims:
-            self.stats.host_evictions += 1
+            self.stats.host_evicted += 1
             if victim.kind == "adapter":
                 self.weights.store.drop_host(victim.key)
             if victim.payload is not None and self.tier is not None:
@@ -224,7 +235,7 @@ class SwapDriver:
             self.stats.failed_transfers += 1
             return None
         self.manager.saved(action.transfer, parts)
-        self.stats.backups += len(action.items)
+        self.stats.backed_up += len(action.items)
         return _Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))
 
     def start(self, placed: Sequence[_Saving]) -> list[int]:
@@ -242,7 +253,7 @@ class SwapDriver:
         failed = self._start_save([victim.transfer], victim.payload, parts[0])
         if not failed:
             self.tier.engine.release_after(victim.transfer)
-            self.stats.pressure_saves += 1
+            self.stats.saved_under_pressure += 1
         return failed
 
     def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> list[int]:

@@ -153,7 +153,7 @@ def burst(how: Bench, shape: Shape) -> dict[str, Any]:
                 "most": max(job.ttft for job in part),
             }
             for count, part in zip((few, 2 * few), parts, strict=True)
-        } | {"adapter_loads": loop.driver.stats.adapter_loads, "demotions": loop.driver.stats.demotions}
+        } | {"adapter_loads": loop.driver.stats.adapter_loads, "demotions": loop.driver.stats.demoted}
     return found
 
 

@@ -223,19 +223,6 @@ class EloraRadixCache(BasePrefixCache):
         if req.finished() and node is not None and node.parent is not None:
             self.manager.finished(req.rid, node, session_hints.of(req))
 
-    def host_state(self) -> dict[str, Any]:
-        """The host tier for ``/server_info``: sizes in slots, bytes moved, bytes per second."""
-        if self.tier is None:
-            return {"host_slots": 0}
-        return {
-            "host_slots": self.tier.host.num_slots,
-            "host_free_slots": self.tier.host.available,
-            "host_used_by_tree": self.tree.host_size,
-            "transfers_in_flight": len(self.tree.transfers),
-            "swapper": self.manager.counters(),
-            **self.tier.state(),
-        }
-
     # -- SGLang's contract ----------------------------------------------------------------------
 
     def reset(self) -> None:

@@ -7,13 +7,13 @@ It is the same in both event loops, and the same on every tensor-parallel rank.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.utils.msgspec_utils import msgspec_to_builtins
 
 from elora_sglang.integration.adapters import scheduler_side
+from elora_sglang.integration.cache import state as cache_state
 from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 from elora_sglang.integration.plugin import counter
 from elora_sglang.integration.plugin.verify import MARK, Refused
@@ -147,7 +147,7 @@ class EloraScheduler(Scheduler):
     def get_internal_state(self, recv_req: GetInternalStateReq) -> GetInternalStateReqOutput:
         """Adds ``elora`` to the state in ``/server_info``."""
         output = super().get_internal_state(recv_req)
-        output.internal_state["elora"] = msgspec_to_builtins(cache_state(self.tree_cache))
+        output.internal_state["elora"] = msgspec_to_builtins(cache_state.of(self.tree_cache))
         return output
 
     # -- what the cache is told -----------------------------------------------------------------------------
@@ -194,20 +194,3 @@ class EloraScheduler(Scheduler):
 def _unbound(method: Callable[..., Any]) -> Callable[..., Any]:
     """A bound method as a function that takes (and ignores) its instance, as ``admission`` calls it."""
     return lambda _, *args: method(*args)
-
-
-def cache_state(cache: EloraRadixCache) -> dict[str, Any]:
-    """Sizes, in slots, and counters of tree and pool, as ``/server_info`` shows them. Changes nothing."""
-    tree = cache.tree
-    return {
-        "policy": cache.policy_name,
-        "evictable_slots": tree.evictable_size,
-        "protected_slots": tree.protected_size,
-        "free_slots": int(cache.token_to_kv_pool_allocator.available_size()),
-        "invalid_kv_slots": tree.invalid_kv_size,
-        "resident_adapters": sorted(n.key for n in tree.adapters() if n.resident and n.key is not None),
-        "counts": tree.counts(),
-        **asdict(cache.stats),
-        **cache.host_state(),
-        **(cache.auditor.counters() if cache.auditor is not None else {}),
-    }
