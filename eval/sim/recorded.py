@@ -85,7 +85,7 @@ class _View:
     def reprioritize(self, node: Node) -> None:
         self._tree.reprioritize(node)
 
-    without: frozenset[str] = frozenset()
+    switched_off: frozenset[str] = frozenset()
 
 
 class _Replay:

@@ -52,7 +52,7 @@ class PolicyView(Protocol):
         ...
 
     @property
-    def without(self) -> frozenset[str]:
+    def switched_off(self) -> frozenset[str]:
         """Names of the switched-off terms: frequency, recency, cost, pressure, ghosts, hints, predictor."""
         ...
 
@@ -78,7 +78,7 @@ class UnboundView:
     batch_size = 0.0
     device_slots = 0
     host_slots = 0
-    without: frozenset[str] = frozenset()
+    switched_off: frozenset[str] = frozenset()
 
     def waiting_for(self, adapter_key: str | None) -> int:
         """None."""
@@ -138,7 +138,7 @@ class BasePolicy(abc.ABC):
 
     def side(self, need: Kind, used_by_adapters: int) -> Kind | None:
         """One order for both kinds, unless the term ``unified`` is switched off."""
-        return self.fixed_side(need, used_by_adapters) if "unified" in self.view.without else None
+        return self.fixed_side(need, used_by_adapters) if "unified" in self.view.switched_off else None
 
     def fixed_side(self, need: Kind, used_by_adapters: int) -> Kind:
         """The side that is over its fixed share, or would be once the room that is needed is filled."""

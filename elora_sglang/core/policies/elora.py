@@ -64,13 +64,13 @@ class Elora(BasePolicy):
     def bind(self, view: PolicyView) -> None:
         """Keeps the view and the terms that are switched off."""
         super().bind(view)
-        self._switch(view.without)
+        self._switch(view.switched_off)
 
-    def _switch(self, without: frozenset[str]) -> None:
-        self._frequency, self._recency = "frequency" not in without, "recency" not in without
-        self._cost, self._pressure = "cost" not in without, "pressure" not in without
-        self._hints, self._predict = "hints" not in without, "predictor" not in without
-        self._remember = "ghosts" not in without
+    def _switch(self, off: frozenset[str]) -> None:
+        self._frequency, self._recency = "frequency" not in off, "recency" not in off
+        self._cost, self._pressure = "cost" not in off, "pressure" not in off
+        self._hints, self._predicts = "hints" not in off, "predictor" not in off
+        self._remember = "ghosts" not in off
 
     # -- the score ----------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Elora(BasePolicy):
         """The end of a turn: who used the path, and will anybody use its tail again?"""
         if node.kind != "kv" or node.parent is None:
             return
-        turns, place = self._recognise(node) if self._predict else (1, None)
+        turns, place = self._recognise(node) if self._predicts else (1, None)
         session = hints.session if self._hints else None
         if self._hints:
             self._claim(node, session)

@@ -62,14 +62,14 @@ class RetainEval(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """log2 of Eq. 6, less what all nodes share."""
-        without = self.view.without
+        off = self.view.switched_off
         mark: Mark = node.mark or self._mark(node)
         value = 0.0
-        if "cost" not in without:
+        if "cost" not in off:
             value += self._cost_bits(node)
-        if "frequency" not in without:
+        if "frequency" not in off:
             value += math.log2(1 + node.visits)
-        if "recency" not in without:
+        if "recency" not in off:
             value += mark.used / (self.tau_s * _LN2)
             age = max(self._clock.now - mark.used, 0.0)
             step = int(age * _STEPS / self.tau_s)
@@ -95,7 +95,7 @@ class RetainEval(BasePolicy):
         if self.sign < 0:
             # As printed the KV's score carries min(1, Now / Low) too; only the difference to it matters.
             short -= min(log2_min1(self.view.resident_adapters(), self._demand.low_lora), 0.0)
-        mark.bits = 0.0 if "pressure" in self.view.without else -self.sign * short
+        mark.bits = 0.0 if "pressure" in self.view.switched_off else -self.sign * short
         return mark.bits < before
 
     def on_insert(self, node: Node) -> None:
