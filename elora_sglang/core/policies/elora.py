@@ -17,7 +17,7 @@ import math
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.policies.base import BasePolicy, PolicyView
 from elora_sglang.core.policies.support.adapter_demand import AdapterDemand
-from elora_sglang.core.policies.support.elora_state import BOTTOM, SHARED, State
+from elora_sglang.core.policies.support.elora_state import BOTTOM, SHARED, ReuseState
 from elora_sglang.core.policies.support.ghosts import Ghost, GhostKey, GhostList, ghost_key
 from elora_sglang.core.policies.support.path_digests import path_digests
 from elora_sglang.core.policies.support.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
@@ -44,7 +44,7 @@ _SILENT = Hints()
 
 
 class Elora(BasePolicy):
-    """Value density for both kinds and both tiers. ``mark``: a :class:`State`.
+    """Value density for both kinds and both tiers. ``policy_state``: a :class:`ReuseState`.
 
     Costs are taken at a node's own events, so refined costs reach a node with its next use. An adapter's bits for
     waiting requests and pressure are scored again in turn, a slice a tick.
@@ -76,13 +76,13 @@ class Elora(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the device, in bits."""
-        return self._values(node, node.mark or self._state(node))[0]
+        return self._values(node, node.policy_state or self._state(node))[0]
 
     def host_priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the host, in bits."""
-        return self._values(node, node.mark or self._state(node))[1]
+        return self._values(node, node.policy_state or self._state(node))[1]
 
-    def _values(self, node: Node, state: State, likely: float | None = None) -> tuple[float, float]:
+    def _values(self, node: Node, state: ReuseState, likely: float | None = None) -> tuple[float, float]:
         """:meth:`priority` and :meth:`host_priority`: the one place that has the score.
 
         ``likely``: the node's probability bits, where they are known already.
@@ -95,19 +95,19 @@ class Elora(BasePolicy):
             on_host += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
         return (on_device, on_host) if not state.ended else (BOTTOM + on_device, BOTTOM + on_host)
 
-    def _state(self, node: Node) -> State:
-        state: State | None = node.mark
+    def _state(self, node: Node) -> ReuseState:
+        state: ReuseState | None = node.policy_state
         if state is None:
-            state = node.mark = self._new_state(node)
+            state = node.policy_state = self._new_state(node)
         return state
 
-    def _new_state(self, node: Node) -> State:
+    def _new_state(self, node: Node) -> ReuseState:
         ghost = None
-        state = State(1.0, self._clock.now, self.view.now)
+        state = ReuseState(1.0, self._clock.now, self.view.now)
         if len(self._ghosts):
             ghost = self._ghosts.recall(ghost_key(node, self.view.page_size))
         if ghost is not None:
-            state = State(ghost.weight, ghost.last_use, ghost.at)
+            state = ReuseState(ghost.weight, ghost.last_use, ghost.at)
             self._clock.observe(self.view.now - ghost.at)
             state.use(self._clock, self.view.now)
         above = node.parent
@@ -116,7 +116,7 @@ class Elora(BasePolicy):
         state.price(node, self.view.costs)
         return state
 
-    def _changed(self, node: Node, state: State, before: tuple[float, float]) -> None:
+    def _changed(self, node: Node, state: ReuseState, before: tuple[float, float]) -> None:
         """After a change that may have lowered ``node``: its adapter keeps up, its entries follow.
 
         ``before``: its :meth:`_values` before the change.
@@ -160,7 +160,7 @@ class Elora(BasePolicy):
         """Both halves keep the figures."""
         state = self._state(lower)
         before = self._values(lower, state)
-        upper.mark = above = state.copy()
+        upper.policy_state = above = state.copy()
         state.start = above.start + upper.size
         above.priced_by = state.priced_by = None
         above.price(upper, self.view.costs)
@@ -184,7 +184,7 @@ class Elora(BasePolicy):
                 ghost_key(node, self.view.page_size), Ghost(state.weight, state.used, state.at)
             )
         elif not self._remember and node.kind == "adapter":
-            node.mark = None
+            node.policy_state = None
 
     def on_finish(self, node: Node, hints: Hints) -> None:
         """The end of a turn: who used the path, and will anybody use its tail again?"""
@@ -293,7 +293,7 @@ class Elora(BasePolicy):
             if not self._expected or self._expected[0][0] >= now:
                 break
             until, _, node = heapq.heappop(self._expected)
-            state: State | None = node.mark
+            state: ReuseState | None = node.policy_state
             if state is not None and state.expected_until == until and node.parent is not None:
                 before = self._values(node, state)
                 state.expected = state.expected_until = 0.0
