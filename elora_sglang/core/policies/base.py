@@ -81,15 +81,15 @@ class UnboundView:
     switched_off: frozenset[str] = frozenset()
 
     def waiting_for(self, adapter_key: str | None) -> int:
-        """None."""
+        """Nobody waits."""
         return 0
 
     def resident_adapters(self) -> int:
-        """None."""
+        """No adapter is on the device."""
         return 0
 
     def reprioritize(self, node: Node) -> None:
-        """Nothing: without a tree there are no candidates."""
+        """Ignored: without a tree there are no candidates."""
 
 
 class Policy(Ranking, Protocol):
@@ -152,25 +152,25 @@ class BasePolicy(abc.ABC):
             self._largest_adapter = node.size
 
     def on_use(self, node: Node) -> None:  # noqa: B027  # optional, not abstract
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_access(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_split(self, upper: Node, lower: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_evict(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_drop(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_finish(self, node: Node, hints: Hints) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_tick(self) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_reset(self) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
