@@ -117,12 +117,12 @@ class CacheManager:
         self.host_slots = settings.host_slots
         self.policy_name = policy_name
         self.settings = settings
-        self.without = settings.without
+        self.switched_off = settings.switched_off
         self.costs = costs
         self.now = 0.0
         self.batch_size = 0.0
         self.policy = policy or create_policy(
-            policy_name, lora_share=settings.lora_share, without=settings.without
+            policy_name, lora_share=settings.lora_share, switched_off=settings.switched_off
         )
         self.waiting = WaitingQueue()
         self.policy.bind(self)

@@ -21,7 +21,7 @@ class SwapSettings:
         queue_prefetch, idle_prefetch, backup, guard: the parts, each can be switched off.
         inflight_share: share of the device that loads in flight may take together.
         lora_share: share of the device that adapters get where they do not compete with KV.
-        without: names of switched-off parts and terms.
+        switched_off: names of switched-off parts and terms.
 
     Raises:
         ValueError: a share outside 0..1, a watermark order that makes no sense, or a negative number.
@@ -37,7 +37,7 @@ class SwapSettings:
     guard: bool = True
     inflight_share: float = 0.25
     lora_share: float = LORA_SHARE
-    without: frozenset[str] = frozenset()
+    switched_off: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.idle_watermark <= self.busy_watermark <= 1 or not 0 < self.inflight_share <= 1:
@@ -48,10 +48,10 @@ class SwapSettings:
             raise ValueError("host_slots and swap_interval_s must be at least 0")
 
 
-def switches(without: frozenset[str]) -> dict[str, Any]:
+def switches(off: frozenset[str]) -> dict[str, Any]:
     """Arguments of :class:`SwapSettings` where these parts and terms are switched off (``--elora-without``)."""
-    on = {name: name.replace("_", "-") not in without for name in ("queue_prefetch", "idle_prefetch")}
-    return {**on, "backup": "backup" not in without, "guard": "guard" not in without, "without": without}
+    on = {name: name.replace("_", "-") not in off for name in ("queue_prefetch", "idle_prefetch")}
+    return {**on, "backup": "backup" not in off, "guard": "guard" not in off, "switched_off": off}
 
 
 @dataclass

@@ -72,7 +72,7 @@ class Recorder:
 
 def _header(manager: CacheManager) -> dict[str, Any]:
     settings = asdict(manager.settings)
-    settings["without"] = sorted(manager.settings.without)
+    settings["switched_off"] = sorted(manager.settings.switched_off)
     return {
         "version": VERSION,
         "page_size": manager.page_size,
@@ -142,7 +142,7 @@ class _Player:
     def __init__(self, header: dict[str, Any]) -> None:
         if header.get("version") != VERSION:
             raise ValueError(f"trace version {header.get('version')!r} cannot be replayed, only {VERSION}")
-        settings = {**header["settings"], "without": frozenset(header["settings"]["without"])}
+        settings = {**header["settings"], "switched_off": frozenset(header["settings"]["switched_off"])}
         self.manager = CacheManager(
             header["page_size"],
             header["device_slots"],

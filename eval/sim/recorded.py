@@ -32,7 +32,7 @@ class SglangLru(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """Time of the last use."""
-        return float(node.mark or 0)
+        return float(node.policy_state or 0)
 
     def host_priority(self, node: Node) -> float:
         """The same, but what is on the device as well stays."""
@@ -42,14 +42,14 @@ class SglangLru(BasePolicy):
         """The path was touched."""
         self._time += 1
         while node.kind == "kv":
-            node.mark = self._time
+            node.policy_state = self._time
             assert node.parent is not None
             node = node.parent
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both are new to the order."""
         self._time += 1
-        upper.mark = lower.mark = self._time
+        upper.policy_state = lower.policy_state = self._time
 
     def on_evict(self, node: Node) -> None:
         """On the host alone it may leave sooner."""
@@ -85,7 +85,7 @@ class _View:
     def reprioritize(self, node: Node) -> None:
         self._tree.reprioritize(node)
 
-    without: frozenset[str] = frozenset()
+    switched_off: frozenset[str] = frozenset()
 
 
 class _Replay:

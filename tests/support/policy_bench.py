@@ -33,7 +33,7 @@ class Bench:
         self.costs = Costs.default() if costs is None else costs
         self.page_size, self.batch_size = 1, 4.0
         self.device_slots, self.host_slots = device, device
-        self.without = frozenset(without.split())
+        self.switched_off = frozenset(without.split())
         self.waiting: dict[str | None, int] = {}
         self.policy = create_policy(policy) if isinstance(policy, str) else policy
         self.policy.bind(self)

@@ -99,6 +99,6 @@ class Faulty:
             rows = plan.copy_layer(layer)
             if self.kind == "short":
                 return rows - 1
-            plan._target.byte_rows(layer, 1)[plan._to[:1] * plan._page] ^= 1
+            plan.pools[1].byte_rows(layer, 1)[plan.units.target[:1] * plan.units.page] ^= 1
             return rows
         return plan.copy_layer(layer)

@@ -18,17 +18,17 @@ def policy_names() -> list[str]:
 
 
 def create_policy(
-    name: str, *, lora_share: float = LORA_SHARE, without: frozenset[str] = frozenset()
+    name: str, *, lora_share: float = LORA_SHARE, switched_off: frozenset[str] = frozenset()
 ) -> Policy:
     """A fresh policy by its name, `-` for `_` allowed; ``ValueError`` names the ones there are.
 
-    ``lora_share``: see :class:`Policy`. ``without``: only "dependency" matters here, the rest comes with the view.
+    ``lora_share``: see :class:`Policy`. ``switched_off``: only "dependency" matters here, the rest comes with the view.
     """
     file = name.replace("-", "_")
     if file not in policy_names():
         raise ValueError(f"unknown eviction policy {name!r}; choose one of: {', '.join(policy_names())}")
     policy: Policy = importlib.import_module(f"{__name__}.{file}").create()
     policy.lora_share = lora_share
-    if "dependency" in without:
+    if "dependency" in switched_off:
         policy.dependency = False
     return policy

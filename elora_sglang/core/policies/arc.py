@@ -42,7 +42,7 @@ class Arc(BasePolicy):
     """Priorities in three classes: T1 above its target, then T2, then T1 within its target.
 
     T1 is kept as two ordered lists (over and within the target), so that a changed target moves only nodes at
-    their border. ``mark``: "over", "within", "twice", or ``None`` off the device.
+    their border. ``policy_state``: "over", "within", "twice", or ``None`` off the device.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Arc(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """Class, then the tick of the last touch."""
-        place = 0 if node.mark == "over" else 2 if node.mark == "within" else 1
+        place = 0 if node.policy_state == "over" else 2 if node.policy_state == "within" else 1
         return place * _CLASS + node.last_tick
 
     def on_insert(self, node: Node) -> None:
@@ -77,10 +77,10 @@ class Arc(BasePolicy):
             self.target -= node.size * max(1.0, ones / twos)
         self.target = min(max(self.target, 0.0), float(self.view.device_slots))
         if self._b1.pop(key) + self._b2.pop(key):
-            node.mark = "twice"
+            node.policy_state = "twice"
             self._twice_size += node.size
         else:
-            node.mark = "within"
+            node.policy_state = "within"
             self._within[node.id] = node
             self._within_size += node.size
         self._balance()
@@ -88,9 +88,9 @@ class Arc(BasePolicy):
 
     def on_use(self, node: Node) -> None:
         """T1 to T2."""
-        if node.mark in ("over", "within"):
+        if node.policy_state in ("over", "within"):
             self._out(node)
-            node.mark = "twice"
+            node.policy_state = "twice"
             self._twice_size += node.size
             self._balance()
             self.view.reprioritize(node)
@@ -100,14 +100,14 @@ class Arc(BasePolicy):
             self._over_size -= node.size
         elif self._within.pop(node.id, None) is not None:
             self._within_size -= node.size
-        elif node.mark == "twice":
+        elif node.policy_state == "twice":
             self._twice_size -= node.size
 
     def _balance(self) -> None:
         while self._within and self._within_size > self.target:
             _, node = self._within.popitem(last=False)
             self._within_size -= node.size
-            self._over[node.id], node.mark = node, "over"
+            self._over[node.id], node.policy_state = node, "over"
             self._over_size += node.size
             self.view.reprioritize(node)
         while self._over:
@@ -116,23 +116,23 @@ class Arc(BasePolicy):
                 return
             del self._over[node.id]
             self._over_size -= node.size
-            self._within[node.id], node.mark = node, "within"
+            self._within[node.id], node.policy_state = node, "within"
             self._within.move_to_end(node.id, last=False)
             self._within_size += node.size
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves stay in the node's list, the upper one as its newest."""
-        upper.mark = lower.mark
-        if upper.mark == "over":
+        upper.policy_state = lower.policy_state
+        if upper.policy_state == "over":
             self._over[upper.id] = upper
-        elif upper.mark == "within":
+        elif upper.policy_state == "within":
             self._within[upper.id] = upper
 
     def on_evict(self, node: Node) -> None:
         """Remembered in B1 or B2."""
-        ghosts = self._b2 if node.mark == "twice" else self._b1
+        ghosts = self._b2 if node.policy_state == "twice" else self._b1
         self._out(node)
-        node.mark = None
+        node.policy_state = None
         self.view.reprioritize(node)  # its host copy, if any
         if not node.size or node.doomed:
             return

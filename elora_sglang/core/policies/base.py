@@ -52,7 +52,7 @@ class PolicyView(Protocol):
         ...
 
     @property
-    def without(self) -> frozenset[str]:
+    def switched_off(self) -> frozenset[str]:
         """Names of the switched-off terms: frequency, recency, cost, pressure, ghosts, hints, predictor."""
         ...
 
@@ -78,18 +78,18 @@ class UnboundView:
     batch_size = 0.0
     device_slots = 0
     host_slots = 0
-    without: frozenset[str] = frozenset()
+    switched_off: frozenset[str] = frozenset()
 
     def waiting_for(self, adapter_key: str | None) -> int:
-        """None."""
+        """Nobody waits."""
         return 0
 
     def resident_adapters(self) -> int:
-        """None."""
+        """No adapter is on the device."""
         return 0
 
     def reprioritize(self, node: Node) -> None:
-        """Nothing: without a tree there are no candidates."""
+        """Ignored: without a tree there are no candidates."""
 
 
 class Policy(Ranking, Protocol):
@@ -138,7 +138,7 @@ class BasePolicy(abc.ABC):
 
     def side(self, need: Kind, used_by_adapters: int) -> Kind | None:
         """One order for both kinds, unless the term ``unified`` is switched off."""
-        return self.fixed_side(need, used_by_adapters) if "unified" in self.view.without else None
+        return self.fixed_side(need, used_by_adapters) if "unified" in self.view.switched_off else None
 
     def fixed_side(self, need: Kind, used_by_adapters: int) -> Kind:
         """The side that is over its fixed share, or would be once the room that is needed is filled."""
@@ -152,25 +152,25 @@ class BasePolicy(abc.ABC):
             self._largest_adapter = node.size
 
     def on_use(self, node: Node) -> None:  # noqa: B027  # optional, not abstract
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_access(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_split(self, upper: Node, lower: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_evict(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_drop(self, node: Node) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_finish(self, node: Node, hints: Hints) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_tick(self) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""
 
     def on_reset(self) -> None:  # noqa: B027
-        """Nothing."""
+        """Takes no note of it."""

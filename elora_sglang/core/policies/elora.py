@@ -17,7 +17,7 @@ import math
 from elora_sglang.core.hints import Hints
 from elora_sglang.core.policies.base import BasePolicy, PolicyView
 from elora_sglang.core.policies.support.adapter_demand import AdapterDemand
-from elora_sglang.core.policies.support.elora_state import BOTTOM, SHARED, State
+from elora_sglang.core.policies.support.elora_state import BOTTOM, SHARED, ReuseState
 from elora_sglang.core.policies.support.ghosts import Ghost, GhostKey, GhostList, ghost_key
 from elora_sglang.core.policies.support.path_digests import path_digests
 from elora_sglang.core.policies.support.return_predictor import MOST_QUESTIONS, Question, ReturnPredictor
@@ -44,7 +44,7 @@ _SILENT = Hints()
 
 
 class Elora(BasePolicy):
-    """Value density for both kinds and both tiers. ``mark``: a :class:`State`.
+    """Value density for both kinds and both tiers. ``policy_state``: a :class:`ReuseState`.
 
     Costs are taken at a node's own events, so refined costs reach a node with its next use. An adapter's bits for
     waiting requests and pressure are scored again in turn, a slice a tick.
@@ -64,48 +64,50 @@ class Elora(BasePolicy):
     def bind(self, view: PolicyView) -> None:
         """Keeps the view and the terms that are switched off."""
         super().bind(view)
-        self._switch(view.without)
+        self._switch(view.switched_off)
 
-    def _switch(self, without: frozenset[str]) -> None:
-        self._frequency, self._recency = "frequency" not in without, "recency" not in without
-        self._cost, self._pressure = "cost" not in without, "pressure" not in without
-        self._hints, self._predict = "hints" not in without, "predictor" not in without
-        self._remember = "ghosts" not in without
-
-    def _likely(self, state: State) -> float:
-        return state.probability_bits(self._frequency, self._recency, self._clock)
+    def _switch(self, off: frozenset[str]) -> None:
+        self._frequency, self._recency = "frequency" not in off, "recency" not in off
+        self._cost, self._pressure = "cost" not in off, "pressure" not in off
+        self._hints, self._predicts = "hints" not in off, "predictor" not in off
+        self._remember = "ghosts" not in off
 
     # -- the score ----------------------------------------------------------------------------------
 
     def priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the device, in bits."""
-        state: State = node.mark or self._state(node)
-        bits = self._likely(state) + state.extra
-        if self._cost:
-            bits += state.clean_bits if node.host and node.clean else state.dirty_bits
-        return bits if not state.ended else BOTTOM + bits
+        return self._values(node, node.policy_state or self._state(node))[0]
 
     def host_priority(self, node: Node) -> float:
         """Expected seconds saved per byte on the host, in bits."""
-        state: State = node.mark or self._state(node)
-        bits = self._likely(state) + state.extra
-        if self._cost:
-            bits += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
-        return bits if not state.ended else BOTTOM + bits
+        return self._values(node, node.policy_state or self._state(node))[1]
 
-    def _state(self, node: Node) -> State:
-        state: State | None = node.mark
+    def _values(self, node: Node, state: ReuseState, likely: float | None = None) -> tuple[float, float]:
+        """:meth:`priority` and :meth:`host_priority`: the one place that has the score.
+
+        ``likely``: the node's probability bits, where they are known already.
+        """
+        if likely is None:
+            likely = state.probability_bits(self._frequency, self._recency, self._clock)
+        on_device = on_host = likely + state.extra
+        if self._cost:
+            on_device += state.clean_bits if node.host and node.clean else state.dirty_bits
+            on_host += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
+        return (on_device, on_host) if not state.ended else (BOTTOM + on_device, BOTTOM + on_host)
+
+    def _state(self, node: Node) -> ReuseState:
+        state: ReuseState | None = node.policy_state
         if state is None:
-            state = node.mark = self._fresh(node)
+            state = node.policy_state = self._new_state(node)
         return state
 
-    def _fresh(self, node: Node) -> State:
+    def _new_state(self, node: Node) -> ReuseState:
         ghost = None
-        state = State(1.0, self._clock.now, self.view.now)
+        state = ReuseState(1.0, self._clock.now, self.view.now)
         if len(self._ghosts):
             ghost = self._ghosts.recall(ghost_key(node, self.view.page_size))
         if ghost is not None:
-            state = State(ghost.weight, ghost.last_use, ghost.at)
+            state = ReuseState(ghost.weight, ghost.last_use, ghost.at)
             self._clock.observe(self.view.now - ghost.at)
             state.use(self._clock, self.view.now)
         above = node.parent
@@ -114,26 +116,18 @@ class Elora(BasePolicy):
         state.price(node, self.view.costs)
         return state
 
-    def _change(self, node: Node, state: State, before: tuple[float, float]) -> None:
-        """After a change that may have lowered ``node``: its adapter keeps up, its entries follow."""
-        likely = self._likely(state)
+    def _changed(self, node: Node, state: ReuseState, before: tuple[float, float]) -> None:
+        """After a change that may have lowered ``node``: its adapter keeps up, its entries follow.
+
+        ``before``: its :meth:`_values` before the change.
+        """
+        likely = state.probability_bits(self._frequency, self._recency, self._clock)
         if node.kind == "kv" and node.adapter is not None and node.adapter.size and not state.ended:
             above = self._state(node.adapter)
             above.floor = max(above.floor, likely)
-        on_device, on_host = self._worth(node, state, likely)
+        on_device, on_host = self._values(node, state, likely)
         if on_device < before[0] or on_host < before[1]:
             self.view.reprioritize(node)
-
-    def _both(self, node: Node, state: State) -> tuple[float, float]:
-        return self._worth(node, state, self._likely(state))
-
-    def _worth(self, node: Node, state: State, likely: float) -> tuple[float, float]:
-        """:meth:`priority` and :meth:`host_priority` at once, for a node whose probability bits are known."""
-        on_device = on_host = likely + state.extra
-        if self._cost:
-            on_device += state.clean_bits if node.host and node.clean else state.dirty_bits
-            on_host += state.host_bits - (RESIDENT_DISCOUNT if node.resident else 0.0)
-        return (on_device, on_host) if not state.ended else (BOTTOM + on_device, BOTTOM + on_host)
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -143,16 +137,16 @@ class Elora(BasePolicy):
         if node.kind == "adapter" and node.size:
             self._demand.resident.add(node)
         state = self._state(node)
-        before = self._both(node, state)
+        before = self._values(node, state)
         state.price(node, self.view.costs)
         if node.kind == "adapter":
             self._score_adapter(node)
-        self._change(node, state, (before[0], before[1] + RESIDENT_DISCOUNT))
+        self._changed(node, state, (before[0], before[1] + RESIDENT_DISCOUNT))
 
     def on_use(self, node: Node) -> None:
         """Counts the use; what was hinted or predicted about it has come true."""
         now, state = self.view.now, self._state(node)
-        before = self._both(node, state)
+        before = self._values(node, state)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
             self._clock.next_request()
@@ -160,20 +154,20 @@ class Elora(BasePolicy):
             self._clock.used(now - state.at, node.visits)
         state.use(self._clock, now)
         state.price(node, self.view.costs)
-        self._change(node, state, before)
+        self._changed(node, state, before)
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves keep the figures."""
         state = self._state(lower)
-        before = self._both(lower, state)
-        upper.mark = above = state.copy()
+        before = self._values(lower, state)
+        upper.policy_state = above = state.copy()
         state.start = above.start + upper.size
         above.priced_by = state.priced_by = None
         above.price(upper, self.view.costs)
         state.price(lower, self.view.costs)
         if state.expected_until:
             heapq.heappush(self._expected, (state.expected_until, upper.id, upper))
-        self._change(lower, state, before)
+        self._changed(lower, state, before)
 
     def on_evict(self, node: Node) -> None:
         """An adapter leaves the turn."""
@@ -190,24 +184,24 @@ class Elora(BasePolicy):
                 ghost_key(node, self.view.page_size), Ghost(state.weight, state.used, state.at)
             )
         elif not self._remember and node.kind == "adapter":
-            node.mark = None
+            node.policy_state = None
 
     def on_finish(self, node: Node, hints: Hints) -> None:
         """The end of a turn: who used the path, and will anybody use its tail again?"""
         if node.kind != "kv" or node.parent is None:
             return
-        turns, place = self._recognise(node) if self._predict else (1, None)
+        turns, place = self._recognise(node) if self._predicts else (1, None)
         session = hints.session if self._hints else None
         if self._hints:
-            self._own(node, session)
+            self._claim(node, session)
             if hints.session_end:
                 for one in self._tail(node, session):
-                    self._set(one, ended=True)
+                    self._judge(one, ended=True)
                 return
             if hints.expect_return_s is not None:
-                self._expect(node, hints)
+                self._expect_return(node, hints)
         if place is not None:
-            self._ask(node, turns, place, hints if self._hints else _SILENT)
+            self._ask_predictor(node, turns, place, hints if self._hints else _SILENT)
 
     def _recognise(self, node: Node) -> tuple[int, GhostKey | None]:
         """How many turns the conversation has had, this one included; and the place by which to know it again."""
@@ -221,7 +215,8 @@ class Elora(BasePolicy):
                 turns = max(turns, question.turns)
         return turns + 1, place
 
-    def _own(self, node: Node, session: str | None) -> None:
+    def _claim(self, node: Node, session: str | None) -> None:
+        """Note on the path to ``node`` that ``session`` used it."""
         if session is None and not self._sessions:
             return
         self._sessions = True
@@ -252,24 +247,27 @@ class Elora(BasePolicy):
             below, node = node, node.parent
         return tail
 
-    def _set(self, node: Node, *, ended: bool = False, bias: float = 0.0) -> None:
+    def _judge(self, node: Node, *, ended: bool = False, bias: float = 0.0) -> None:
+        """Whether its session has ended, and the bits by which the predictor moves it."""
         state = self._state(node)
-        before = self._both(node, state)
+        before = self._values(node, state)
         state.ended, state.bias = ended, bias
-        self._change(node, state, before)
+        self._changed(node, state, before)
 
-    def _expect(self, node: Node, hints: Hints) -> None:
+    def _expect_return(self, node: Node, hints: Hints) -> None:
+        """The hint says when the session of ``node`` comes back: its tail is kept for that."""
         now, wait = self.view.now, hints.expect_return_s or 0.0
         until = now + wait * (1.0 + SLACK) + SLACK_S
         for one in self._tail(node, hints.session):
             state = self._state(one)
-            before = self._both(one, state)
+            before = self._values(one, state)
             state.expected, state.expected_until, state.ended = now + wait, until, False
             state.expected_half_life_s = self._clock.half_life_s
             heapq.heappush(self._expected, (until, one.id, one))
-            self._change(one, state, before)
+            self._changed(one, state, before)
 
-    def _ask(self, node: Node, turns: int, place: GhostKey, hints: Hints) -> None:
+    def _ask_predictor(self, node: Node, turns: int, place: GhostKey, hints: Hints) -> None:
+        """Open the question whether the conversation goes on, and act on what is predicted, if anything is."""
         self._asked[place] = self._predictor.ask(place[0], turns, self._clock.now)
         if len(self._asked) > MOST_QUESTIONS:
             del self._asked[next(iter(self._asked))]
@@ -280,7 +278,7 @@ class Elora(BasePolicy):
             ratio = max(predicted, 1e-3) / max(self._predictor.base_rate, 1e-3)
             bias = min(max(math.log2(ratio), LEAST_BIAS), MOST_BIAS)
             for one in self._tail(node, hints.session):
-                self._set(one, bias=bias)
+                self._judge(one, bias=bias)
 
     def on_tick(self) -> None:
         """Demand for adapters, adapters in turn, hints and questions whose time is up: bounded slices of each."""
@@ -295,11 +293,11 @@ class Elora(BasePolicy):
             if not self._expected or self._expected[0][0] >= now:
                 break
             until, _, node = heapq.heappop(self._expected)
-            state: State | None = node.mark
+            state: ReuseState | None = node.policy_state
             if state is not None and state.expected_until == until and node.parent is not None:
-                before = self._both(node, state)
+                before = self._values(node, state)
                 state.expected = state.expected_until = 0.0
-                self._change(node, state, before)
+                self._changed(node, state, before)
 
     def _score_adapter(self, node: Node) -> bool:
         """An adapter's bits for waiting requests and pressure; whether they fell."""

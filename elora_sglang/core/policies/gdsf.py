@@ -10,7 +10,7 @@ class Gdsf(BasePolicy):
     """Ages by inflation: L rises to every victim's H, and a node takes the L of its last use.
 
     Cost is the cheapest way back in seconds (load, recompute, or file), as of the last use; size in bytes. The unit
-    of H is one nanosecond per KiB. ``mark``: H.
+    of H is one nanosecond per KiB. ``policy_state``: H.
     """
 
     def __init__(self) -> None:
@@ -18,9 +18,9 @@ class Gdsf(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """H as of the last use."""
-        if node.mark is None:
+        if node.policy_state is None:
             self._value(node)
-        return float(node.mark)
+        return float(node.policy_state)
 
     def _value(self, node: Node) -> None:
         costs, size = self.view.costs, max(node.size, 1)
@@ -31,7 +31,7 @@ class Gdsf(BasePolicy):
         else:
             seconds = costs.recompute_s(0, size)
         fresh = self._inflation + (1 + node.visits) * seconds * 1e9 * 1024 / (size * costs.slot_bytes)
-        node.mark = fresh if node.mark is None else max(node.mark, fresh)
+        node.policy_state = fresh if node.policy_state is None else max(node.policy_state, fresh)
 
     def on_insert(self, node: Node) -> None:
         """Starts at today's inflation."""
@@ -44,12 +44,12 @@ class Gdsf(BasePolicy):
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves keep H."""
-        upper.mark = lower.mark
+        upper.policy_state = lower.policy_state
 
     def on_evict(self, node: Node) -> None:
         """Inflation rises to the victim's H."""
-        if node.mark is not None and not node.doomed:
-            self._inflation = max(self._inflation, node.mark)
+        if node.policy_state is not None and not node.doomed:
+            self._inflation = max(self._inflation, node.policy_state)
 
     def on_reset(self) -> None:
         """Inflation starts over."""

@@ -14,7 +14,7 @@ class Rrip(BasePolicy):
 
     A re-reference value of 3 leaves, new nodes have 2, a use sets 0, and if nobody has 3 all values rise until one
     has. Instead of raising all, an age counts how often they would have been raised, and a node keeps the age at which
-    it will have 3: ``mark``.
+    it will have 3: ``policy_state``.
     """
 
     def __init__(self) -> None:
@@ -22,21 +22,21 @@ class Rrip(BasePolicy):
 
     def priority(self, node: Node) -> float:
         """The age at which the node is due."""
-        return self._age + NEW if node.mark is None else float(node.mark)
+        return self._age + NEW if node.policy_state is None else float(node.policy_state)
 
     def on_insert(self, node: Node) -> None:
         """New, or back."""
         super().on_insert(node)
-        node.mark = self._age + NEW
+        node.policy_state = self._age + NEW
         self.view.reprioritize(node)
 
     def on_use(self, node: Node) -> None:
         """As far from leaving as can be."""
-        node.mark = self._age + USED
+        node.policy_state = self._age + USED
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves are due when the node was."""
-        upper.mark = lower.mark
+        upper.policy_state = lower.policy_state
 
     def on_evict(self, node: Node) -> None:
         """All others are older by what this one had left."""

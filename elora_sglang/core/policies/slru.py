@@ -16,7 +16,7 @@ _PROTECTED = 2.0**45
 class Slru(BasePolicy):
     """A counted use protects a node; the least recently used protected ones return to probation as its newest.
 
-    ``mark``: ``None`` or the tick at which the node returned to probation.
+    ``policy_state``: ``None`` or the tick at which the node returned to probation.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Slru(BasePolicy):
         """The tick of the last touch, above all of probation when protected."""
         if node.id in self._protected:
             return _PROTECTED + node.last_tick
-        return max(node.last_tick, node.mark or 0)
+        return max(node.last_tick, node.policy_state or 0)
 
     def on_access(self, node: Node) -> None:
         """Keeps the tick."""
@@ -47,12 +47,12 @@ class Slru(BasePolicy):
         while self._size > limit:
             _, oldest = self._protected.popitem(last=False)
             self._size -= oldest.size
-            oldest.mark = self._tick
+            oldest.policy_state = self._tick
             self.view.reprioritize(oldest)
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves stay where the node was."""
-        upper.mark = lower.mark
+        upper.policy_state = lower.policy_state
         if lower.id in self._protected:
             self._protected[upper.id] = upper
 
@@ -60,7 +60,7 @@ class Slru(BasePolicy):
         """Leaves its segment."""
         if self._protected.pop(node.id, None) is not None:
             self._size -= node.size
-        node.mark = None
+        node.policy_state = None
         self.view.reprioritize(node)  # its host copy, if any
 
     def on_reset(self) -> None:

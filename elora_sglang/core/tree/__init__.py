@@ -1,7 +1,7 @@
 """The dependency tree: root → adapter → KV, on two tiers of slots.
 
-:class:`~.tree.DependencyTree` is the interface; it is made of parts. Each part has state of its own, and only it writes
-that. A part calls those above it in this table, never those below; :mod:`.parts` puts them together.
+:class:`~.tree.DependencyTree` is the interface, and passes every call on to a part. Each part has state of its own, and
+only it writes that. A part calls those above it in this table, never those below; :mod:`.parts` puts them together.
 
 ================  =====================================  =======================================================
 part              owns                                   what comes here
@@ -15,7 +15,7 @@ part              owns                                   what comes here
 ``transfers``     copies in flight                       ``begin_load``, ``begin_save``, ``begin_read``,
                                                          ``end_transfer``
 ``eviction``      nothing                                ``evict``, ``evict_host``
-``tree``          tick, time, counts of use              ``match``, ``insert``, ``count_use``, all calls above
+``access``        tick, time, counts of use              ``match``, ``insert``, ``find``, ``touch``, ``count_use``
 ================  =====================================  =======================================================
 
 Beside them: :mod:`.node` (a node, and what calls return), :mod:`.candidates` (a lazy heap), :mod:`.checks` (all

@@ -39,7 +39,7 @@ class Node:
         pinned: an adapter that eviction never takes from the device.
         doomed: an adapter that was unloaded and waits for its last lock or copy.
         guard: rank of the earliest waiting request that needs it; 0: none does.
-        mark: the policy's own state of this node.
+        policy_state: the policy's own state of this node.
         queued, host_queued: key of its current entry among the candidates of a tier; ``None`` without one.
         load_queued, save_queued: the same for the swapper's candidates.
     """
@@ -61,10 +61,10 @@ class Node:
         "last_use",
         "load_queued",
         "locks",
-        "mark",
         "parent",
         "payload",
         "pinned",
+        "policy_state",
         "queued",
         "resident",
         "resident_children",
@@ -109,7 +109,7 @@ class Node:
         self.pinned = False
         self.doomed = False
         self.guard = 0
-        self.mark: Any = None
+        self.policy_state: Any = None
         self.queued: float | None = None
         self.host_queued: float | None = None
         self.load_queued: float | None = None

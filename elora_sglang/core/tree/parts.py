@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elora_sglang.core.tree.access import Access
 from elora_sglang.core.tree.doomed import DoomedBranches
 from elora_sglang.core.tree.eviction import Eviction
 from elora_sglang.core.tree.guards import Guards
 from elora_sglang.core.tree.locks import Locks
-from elora_sglang.core.tree.node import Node
 from elora_sglang.core.tree.order import EvictionOrder
 from elora_sglang.core.tree.payloads import PayloadOps
 from elora_sglang.core.tree.ranking import Ranking
@@ -30,6 +30,7 @@ class Parts:
     guards: Guards
     transfers: Transfers
     eviction: Eviction
+    access: Access
 
     @classmethod
     def build(cls, page_size: int, ranking: Ranking, payloads: PayloadOps) -> Parts:
@@ -42,16 +43,8 @@ class Parts:
         guards = Guards(structure, order)
         transfers = Transfers(structure, residency, locks, doomed, order)
         eviction = Eviction(residency, order, doomed, transfers)
-        return cls(ranking, structure, order, residency, doomed, locks, guards, transfers, eviction)
-
-    def split(self, lower: Node, at: int) -> Node:
-        """Cut KV ``lower`` after its first ``at`` tokens; a new node, which is returned, takes them."""
-        upper = self.structure.split(lower, at)
-        self.residency.split(upper, lower, at)
-        self.transfers.split(upper, lower)
-        self.guards.split(upper, lower)
-        self.ranking.on_split(upper, lower)
-        return upper
+        access = Access(structure, residency, guards, transfers, ranking, payloads)
+        return cls(ranking, structure, order, residency, doomed, locks, guards, transfers, eviction, access)
 
     def clear(self) -> None:
         """Forget everything but the base model's node."""

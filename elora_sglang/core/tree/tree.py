@@ -1,4 +1,4 @@
-"""The dependency tree: root → adapter → KV, on two tiers of slots. Here is its interface, and what a use counts.
+"""The dependency tree: root → adapter → KV, on two tiers of slots. Here is its interface.
 
 KV hangs below the adapter it was computed under, so locking a KV node pins its adapter, and eviction,
 which takes only leaves of a tier, can never leave KV without its adapter or its prefix. The tree owns structure
@@ -49,9 +49,6 @@ class DependencyTree:
     Attributes:
         root, base: ``base`` is the base model's adapter node: key ``None``, size 0, always on both tiers, never
             evicted.
-        tick: counts operations; the time of recency.
-        now: seconds, written by whoever drives the tree; read by policies.
-        transfers: copies in flight by id.
         parts: what the tree is made of, for checks and tests; nobody else calls them.
 
     Raises:
@@ -61,14 +58,27 @@ class DependencyTree:
     def __init__(self, page_size: int, policy: Ranking, payloads: PayloadOps) -> None:
         self.page_size = page_size
         self.policy = policy
-        self.payloads = payloads
-        self.tick = 0
-        self.now = 0.0
         self.parts = parts = Parts.build(page_size, policy, payloads)
         self._structure, self._residency, self._order = parts.structure, parts.residency, parts.order
         self._locks, self._guards, self._doomed = parts.locks, parts.guards, parts.doomed
-        self._transfers, self._eviction = parts.transfers, parts.eviction
+        self._transfers, self._eviction, self._access = parts.transfers, parts.eviction, parts.access
         self.root, self.base = parts.structure.root, parts.structure.base
+
+    # -- clocks -----------------------------------------------------------------------------------
+
+    @property
+    def tick(self) -> int:
+        """Counts operations; the time of recency."""
+        return self._access.tick
+
+    @property
+    def now(self) -> float:
+        """Seconds; set by whoever drives the tree, read by policies."""
+        return self._access.now
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self._access.now = seconds
 
     # -- sizes, in slots --------------------------------------------------------------------------
 
@@ -186,12 +196,7 @@ class DependencyTree:
 
     def make_resident(self, node: Node, payload: Any) -> None:
         """The adapter's weights now lie in the slots of ``payload``; its size counts from here on."""
-        self._structure.require_adapter(node)
-        if node.resident:
-            raise InvariantError(f"{node!r} is resident already")
-        self.tick += 1
-        node.last_tick, node.last_use = self.tick, self.now
-        self._residency.enter_device(node, payload)
+        self._access.bring_adapter(node, payload)
 
     def place_on_host(self, adapter: Node, payload: Any) -> None:
         """An adapter was written into host slots before the tree was told: it is complete there from now on."""
@@ -210,27 +215,11 @@ class DependencyTree:
         Uses the path (tick, policy) but counts no use, and splits the last node when the match ends inside it,
         so that a node ends where the match ends. A miss returns the adapter with length 0, never the root.
         """
-        structure = self._structure
-        structure.require_adapter(adapter)
-        n = structure.whole_pages(tokens, limit)
-        self.tick += 1
-        node, length = self._use(adapter, tokens, n, namespace)
-        self.policy.on_access(node)
-        return Match.of_walk(node, length, adapter)
-
-    def _use(self, adapter: Node, tokens: array[int], n: int, namespace: Hashable) -> tuple[Node, int]:
-        """Walk, touch, and split where the walk ends inside a node: (last node, tokens up to its end)."""
-        node, length, inside = self._structure.descend(adapter, tokens, n, namespace, self.tick)
-        if inside:
-            node = self.parts.split(node, inside)
-            node.last_tick = self.tick
-        return node, length
+        return self._access.match(adapter, tokens, namespace, limit)
 
     def find(self, adapter: Node, tokens: array[int], namespace: Hashable = None) -> tuple[Node, int]:
         """The last node that shares tokens with ``tokens``, on whatever tier, and how many do; changes nothing."""
-        structure = self._structure
-        structure.require_adapter(adapter)
-        return structure.descend(adapter, tokens, structure.whole_pages(tokens, None), namespace)[:2]
+        return self._access.find(adapter, tokens, namespace)
 
     def still_ends(self, node: Node, length: int, tokens: array[int]) -> bool:
         """Whether a walk along ``tokens`` that ended with KV ``node``, after ``length`` tokens, still does. O(1).
@@ -238,21 +227,11 @@ class DependencyTree:
         A node's path says the same tokens for as long as it is in the tree, however it is split: a split node
         keeps its end. So only what hangs below it can have changed the answer.
         """
-        if node.parent is None:
-            return False
-        n = len(tokens)
-        if length >= n - n % self.page_size:
-            return True
-        return self._structure.key(tokens, length, None) not in node.children
+        return self._access.still_ends(node, length, tokens)
 
     def touch(self, node: Node) -> None:
         """What :meth:`match` does to a path, where it is known to end at ``node`` (see :meth:`still_ends`)."""
-        self.tick = tick = self.tick + 1
-        one, root = node, self.root
-        while one is not root:
-            one.last_tick = tick
-            one = one.parent  # type: ignore[assignment]  # only the root has none
-        self.policy.on_access(node)
+        self._access.touch(node)
 
     def insert(
         self, adapter: Node, tokens: array[int], namespace: Hashable, payload: Any, length: int | None = None
@@ -266,57 +245,18 @@ class DependencyTree:
         Raises:
             InvariantError: the adapter is not resident, or was unloaded.
         """
-        structure = self._structure
-        structure.require_adapter(adapter)
-        if not adapter.resident:
-            raise InvariantError(f"KV cannot be inserted below {adapter!r}: it is not resident")
-        n = structure.whole_pages(tokens, length)
-        self.tick += 1
-        node, present = self._use(adapter, tokens, n, namespace)
-        matched = present if node.resident else self._return_to_device(node, present, payload)
-        if present < n:
-            tail = self.payloads.slice(payload, present, n)
-            node = structure.add_kv(node, structure.key(tokens, present, namespace), tokens[present:n])
-            node.last_tick, node.last_use = self.tick, self.now
-            self._residency.enter_device(node, tail)
-        self.policy.on_access(node)
-        return Insert(node, matched)
-
-    def _return_to_device(self, node: Node, end: int, payload: Any) -> int:
-        """What only the host has, on the way to ``node``, takes slots of ``payload``; tokens before that.
-
-        ``end``: tokens up to the end of ``node``.
-        """
-        returning = self.missing(node)
-        first = start = end - sum(one.size for one in returning)
-        for one in returning:
-            self._residency.enter_device(one, self.payloads.slice(payload, start, start + one.size))
-            start += one.size
-        return first
+        return self._access.insert(adapter, tokens, namespace, payload, length)
 
     def split_at(self, adapter: Node, tokens: array[int], namespace: Hashable, at: int) -> Node:
         """Make a node end after ``tokens[:at]``, which must be in memory; a structural change only.
 
         Eviction can then take what comes behind without what comes before. Returns that node.
         """
-        structure = self._structure
-        structure.require_adapter(adapter)
-        node, length, inside = structure.descend(
-            adapter, tokens, structure.whole_pages(tokens, at), namespace
-        )
-        if length != at:
-            raise InvariantError(
-                f"cannot split below {adapter!r}: its first {at} tokens are not all in memory"
-            )
-        return self.parts.split(node, inside) if inside else node
+        return self._access.split_at(adapter, tokens, namespace, at)
 
     def count_use(self, node: Node) -> None:
         """Count one use of ``node`` and all above it, the adapter first: visits, time, policy."""
-        self._structure.require_present(node)
-        for one in (self.adapter_of(node), *self.path(node)):
-            one.visits += 1
-            one.last_use = self.now
-            self.policy.on_use(one)
+        self._access.count_use(node)
 
     # -- locks, guards, priorities ----------------------------------------------------------------
 

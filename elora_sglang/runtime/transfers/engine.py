@@ -276,11 +276,11 @@ class TransferEngine:
         if transfer in self._copies:
             raise TransferError(f"elora: transfer {transfer} is in flight already")
         source, target = _on_cpu(source), _on_cpu(target)
-        froms, tos = self._sides(direction)
-        fault = froms.fault(source, distinct=False) or tos.fault(target, distinct=True)
+        read_tier, written_tier = self._sides(direction)
+        fault = read_tier.fault(source, distinct=False) or written_tier.fault(target, distinct=True)
         if fault is None and len(source) != len(target):
             fault = f"{len(source)} slots cannot go to {len(target)}"
-        after = self._predecessors(source, target, froms, tos) if fault is None else []
+        after = self._predecessors(source, target, read_tier, written_tier) if fault is None else []
         if fault is None and after is None:
             fault = "its slots are in use by a copy in flight"
         if fault is not None or after is None:
@@ -300,24 +300,28 @@ class TransferEngine:
             raise TransferError(f"elora: {copy.name} failed: {error}") from error
         self._forget_failure(transfer)
         self._copies[transfer] = copy
-        froms.begin(source, copy.serial, write=False)
-        tos.begin(target, copy.serial, write=True)
+        read_tier.begin(source, copy.serial, write=False)
+        written_tier.begin(target, copy.serial, write=True)
 
     def _sides(self, direction: str) -> tuple[SlotsInFlight, SlotsInFlight]:
         """(tier read, tier written)"""
         return (self._on_host, self._on_device) if direction == LOAD else (self._on_device, self._on_host)
 
     def _predecessors(
-        self, source: torch.Tensor, target: torch.Tensor, froms: SlotsInFlight, tos: SlotsInFlight
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        read_tier: SlotsInFlight,
+        written_tier: SlotsInFlight,
     ) -> list[Copy] | None:
         """Copies in flight that must come first; None when the order cannot be kept."""
         if not self._copies:
             return []
-        if tos.writers(target):
+        if written_tier.writers(target):
             return None
-        before = set(froms.writers(source))
-        if tos.read(target):
-            readers = self._meeting(target) if tos is self._on_device else []
+        before = set(read_tier.writers(source))
+        if written_tier.read(target):
+            readers = self._meeting(target) if written_tier is self._on_device else []
             if not readers or not all(copy.released for copy in readers):
                 return None
             before.update(copy.serial for copy in readers)
@@ -368,9 +372,9 @@ class TransferEngine:
                 self._meter.completed(copy.direction, copy.layer_bytes * copy.layers, copy.seconds)
 
     def _retire(self, copy: Copy) -> None:
-        froms, tos = self._sides(copy.direction)
-        froms.end(copy.source_slots, write=False)
-        tos.end(copy.target_slots, write=True)
+        read_tier, written_tier = self._sides(copy.direction)
+        read_tier.end(copy.source_slots, write=False)
+        written_tier.end(copy.target_slots, write=True)
         del self._copies[copy.id]
         if copy.released and copy in self._released:
             self._released.remove(copy)

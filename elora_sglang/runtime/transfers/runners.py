@@ -207,7 +207,7 @@ class CudaRunner:
 
     def advance(self, copy: Copy) -> None:
         if not copy.over and copy.events[-1].query():
-            self._settle(copy)
+            self._conclude(copy)
 
     def need(self, copy: Copy, layers: int) -> bool:
         if copy.over or copy.awaited >= layers:
@@ -223,12 +223,12 @@ class CudaRunner:
     def finish(self, copy: Copy) -> None:
         if not copy.over:
             copy.events[-1].synchronize()
-            self._settle(copy)
+            self._conclude(copy)
 
     def remaining_s(self, copy: Copy, layers: int) -> float:
         return 0.0
 
-    def _settle(self, copy: Copy) -> None:
+    def _conclude(self, copy: Copy) -> None:
         start = self._started.pop(copy.serial, None)
         if start is not None:
             copy.seconds = start.elapsed_time(copy.events[-1]) / 1e3

@@ -56,7 +56,7 @@ class Serving:
         self, policy: Policy, workload: Workload, *, without: frozenset[str] = frozenset(), hints: bool = True
     ) -> None:
         self.costs, self.page_size, self.batch_size = Costs.default(), PAGE, BATCH
-        self.device_slots, self.host_slots, self.without = workload.device, workload.host, without
+        self.device_slots, self.host_slots, self.switched_off = workload.device, workload.host, without
         self.tree = DependencyTree(PAGE, policy, SizePayloads())
         self.policy, self.hints = policy, hints
         policy.bind(self)

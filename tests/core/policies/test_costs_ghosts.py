@@ -8,7 +8,7 @@ import pytest
 from support.policy_bench import Bench
 
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.policies.support.adapter_demand import SLICE, AdapterDemand, Rota
+from elora_sglang.core.policies.support.adapter_demand import SLICE, AdapterDemand, RoundRobin
 from elora_sglang.core.policies.support.ghosts import Ghost, GhostList, ghost_key
 from elora_sglang.core.policies.support.path_digests import path_digests
 
@@ -101,10 +101,10 @@ def test_low_lora_is_added_up_in_slices() -> None:
 
 def test_a_rota_gives_everybody_a_turn() -> None:
     bench = Bench("lru")
-    rota, nodes = Rota(), [bench.kv(i) for i in range(5)]
+    turns, nodes = RoundRobin(), [bench.kv(i) for i in range(5)]
     for node in nodes:
-        rota.add(node)
-    rota.discard(nodes[2])
-    assert rota.take(3) == [nodes[0], nodes[1], nodes[3]]
-    assert rota.take(3) == [nodes[4], nodes[0], nodes[1]]
-    assert rota.take(99) == [nodes[3], nodes[4], nodes[0], nodes[1]] and len(rota) == 4
+        turns.add(node)
+    turns.discard(nodes[2])
+    assert turns.take(3) == [nodes[0], nodes[1], nodes[3]]
+    assert turns.take(3) == [nodes[4], nodes[0], nodes[1]]
+    assert turns.take(99) == [nodes[3], nodes[4], nodes[0], nodes[1]] and len(turns) == 4

@@ -121,7 +121,7 @@ def test_a_longer_text_takes_up_the_ghost_of_its_start() -> None:
     bench.use(bench.kv(0, 10), times=8)
     bench.tree.evict(10)
     tokens = array("q", [0, *range(1000, 1009), 5, 6, 7])
-    assert bench.tree.insert(bench.tree.base, tokens, None, 13, 13).node.mark.weight > 8
+    assert bench.tree.insert(bench.tree.base, tokens, None, 13, 13).node.policy_state.weight > 8
 
 
 # -- hints --------------------------------------------------------------------------------------------

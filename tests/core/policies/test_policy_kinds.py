@@ -97,9 +97,9 @@ def test_arc_learns_from_what_comes_back() -> None:
     assert bench.tree.evict(10)[0].node_id == once.id  # T1 gives way, although it is younger
     assert policy.target == 0.0  # type: ignore[attr-defined]
     back = bench.kv(1)  # B1 remembers: into T2, and T1 may be larger
-    assert policy.target == 10.0 and back.mark == "twice"  # type: ignore[attr-defined]
+    assert policy.target == 10.0 and back.policy_state == "twice"  # type: ignore[attr-defined]
     new = bench.kv(3)
-    assert new.mark == "within" and bench.order() == [twice.id, back.id, new.id]
+    assert new.policy_state == "within" and bench.order() == [twice.id, back.id, new.id]
 
 
 def test_static_takes_from_the_side_that_is_over_its_share_and_leaves_invalid_kv() -> None:
@@ -193,7 +193,10 @@ def test_the_sign_of_eq_4(name: str) -> None:
     # as printed the score of an adapter falls when too few are left, as meant it rises (age aside)
     age = 1 - math.exp(0) if name == "paper" else 0
     assert age == 0
-    assert (left.mark.bits > 0) if name == "paper" else (left.mark.bits < 0), (before, left.mark.bits)
+    assert (left.policy_state.bits > 0) if name == "paper" else (left.policy_state.bits < 0), (
+        before,
+        left.policy_state.bits,
+    )
 
 
 def test_terms_of_the_paper_can_be_switched_off() -> None:

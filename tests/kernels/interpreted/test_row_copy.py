@@ -7,7 +7,7 @@ import torch
 
 from elora_sglang.runtime.pool.views import UnifiedPool
 from elora_sglang.runtime.transfers import row_copy
-from elora_sglang.runtime.transfers.row_copy import RowCopy
+from elora_sglang.runtime.transfers.row_copy import ByKernel, RowCopy
 
 
 def pool(slots: int, generator: torch.Generator) -> UnifiedPool:
@@ -18,14 +18,16 @@ def pool(slots: int, generator: torch.Generator) -> UnifiedPool:
 def test_a_layer_at_a_time() -> None:
     generator = torch.Generator().manual_seed(1)
     source, target = pool(40, generator), pool(30, generator)
-    froms, tos = (torch.randperm(count, generator=generator)[:17] for count in (40, 30))
+    source_slots, target_slots = (torch.randperm(count, generator=generator)[:17] for count in (40, 30))
     before = [target.word_rows(layer, 0).clone() for layer in range(3)]
-    plan = RowCopy(source, target, froms, tos, kernel=True)
+    plan = RowCopy(
+        source, target, source_slots, target_slots, way=ByKernel(source_slots, target_slots, "cpu")
+    )
     assert plan.how == "kernel/1"
     assert plan.copy_layer(1) == 2 * 17 and plan.same(1)
     assert torch.equal(target.word_rows(0, 0), before[0]) and not plan.same(2)
     kept = torch.ones(30, dtype=torch.bool)
-    kept[tos] = False
+    kept[target_slots] = False
     assert torch.equal(target.word_rows(1, 0)[kept], before[1][kept])
 
 
@@ -33,7 +35,7 @@ def test_scattered_slots_go_by_the_kernel_whatever_their_runs_have_in_common(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a GPU and pinned memory, which are made believe here: how a copy goes is decided without them."""
-    monkeypatch.setattr(RowCopy, "_on_gpu", property(lambda self: True))
+    monkeypatch.setattr(row_copy, "_on_gpu", lambda source, target: True)
     monkeypatch.setattr(row_copy, "_pinned", lambda source, target: True)
     generator = torch.Generator().manual_seed(2)
     source, target = pool(4000, generator), pool(4000, generator)

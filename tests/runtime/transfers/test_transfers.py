@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from elora_sglang.runtime.transfers.engine import TransferEngine, TransferError
 from elora_sglang.runtime.transfers.link import LOAD, SAVE
-from elora_sglang.runtime.transfers.row_copy import RowCopy
+from elora_sglang.runtime.transfers.row_copy import Gathered, RowCopy, Scattered, Units
 
 # -- bytes ------------------------------------------------------------------------------------------
 
@@ -69,15 +69,11 @@ def test_staging_of_scattered_device_slots(page: int) -> None:
     world = World(page=page)
     device = whole_pages([9, 3, 30, 12, 2, 7, 1, 8], page)
     host = whole_pages([4, 5, 6, 1, 2, 11, 12, 13], page)
-    runs = [(4, 3), (1, 2), (11, 3)]
     kept = world.all_rows(world.device, device)
-    out, back = (
-        RowCopy(world.device, world.host, device, host),
-        RowCopy(world.host, world.device, host, device),
-    )
-    out._pairs = back._pairs = None
-    out._host_runs = back._host_runs = runs
-    out._index, back._index = out._gather, back._scatter  # type: ignore[method-assign]
+    ends, ends_back = (world.device, world.host, device, host), (world.host, world.device, host, device)
+    out = RowCopy(*ends, way=Gathered(Units.of(*ends), world.device))
+    back = RowCopy(*ends_back, way=Scattered(Units.of(*ends_back), world.device))
+    assert out.how == back.how == f"staged/{page}"
     assert [out.copy_layer(layer) for layer in range(LAYERS)] == [2 * len(device)] * LAYERS
     assert torch.equal(world.all_rows(world.host, host), kept)
     world.overwrite(world.device, device, 0)

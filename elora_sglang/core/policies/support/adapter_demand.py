@@ -19,7 +19,7 @@ SLICE = 8
 MOST_ADAPTERS = 8_192
 
 
-class Rota:
+class RoundRobin:
     """Nodes that take turns in being looked at again; adding, removing and one turn are O(1) each."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class AdapterDemand:
         self._left: list[str | None] = []
         self._sum: float = 0.0
         self.low_lora: float = 0.0
-        self.resident: Rota = Rota()
+        self.resident: RoundRobin = RoundRobin()
 
     def _faded(self, use: tuple[float, float], now: float) -> float:
         return use[0] * math.pow(2.0, -(now - use[1]) / self._half_life_s)

@@ -24,8 +24,8 @@ _LN2 = math.log(2.0)
 NEVER = -math.inf
 
 
-class State:
-    """Mark of one node.
+class ReuseState:
+    """What the policy keeps about one node.
 
     Attributes:
         weight, used: uses ``w``, as of ``used``, the last one, on the reuse clock.
@@ -75,9 +75,9 @@ class State:
         self.session: str | None = None
         self.priced_by: Costs | None = None
 
-    def copy(self) -> State:
+    def copy(self) -> ReuseState:
         """The same figures for the other half of a split node."""
-        other = State(self.weight, self.used, self.at)
+        other = ReuseState(self.weight, self.used, self.at)
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))
         return other

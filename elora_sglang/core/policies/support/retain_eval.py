@@ -26,7 +26,7 @@ _CORRECTION = [-math.log2(1.0 + math.exp(-step / _STEPS)) for step in range(12 *
 DEMAND_HALF_LIFE_S = 300.0
 
 
-class Mark:
+class LastUse:
     """Of a node: LoRA_Eval in bits, creation or last use on the clock, and in seconds."""
 
     __slots__ = ("at", "bits", "used")
@@ -36,7 +36,7 @@ class Mark:
 
 
 class RetainEval(BasePolicy):
-    """Eq. 6; the two readings differ in the class attributes below. ``mark``: a :class:`Mark`.
+    """Eq. 6; the two readings differ in the class attributes below. ``policy_state``: a :class:`LastUse`.
 
     Visits count the request that created a node, so that a new node scores above zero.
     """
@@ -54,27 +54,27 @@ class RetainEval(BasePolicy):
         self._demand = AdapterDemand(DEMAND_HALF_LIFE_S)
         self._clock = ReuseClock()
 
-    def _mark(self, node: Node) -> Mark:
-        mark: Mark | None = node.mark
-        if mark is None:
-            mark = node.mark = Mark(self._clock.now, self.view.now)
-        return mark
+    def _last_use(self, node: Node) -> LastUse:
+        last_use: LastUse | None = node.policy_state
+        if last_use is None:
+            last_use = node.policy_state = LastUse(self._clock.now, self.view.now)
+        return last_use
 
     def priority(self, node: Node) -> float:
         """log2 of Eq. 6, less what all nodes share."""
-        without = self.view.without
-        mark: Mark = node.mark or self._mark(node)
+        off = self.view.switched_off
+        last_use: LastUse = node.policy_state or self._last_use(node)
         value = 0.0
-        if "cost" not in without:
+        if "cost" not in off:
             value += self._cost_bits(node)
-        if "frequency" not in without:
+        if "frequency" not in off:
             value += math.log2(1 + node.visits)
-        if "recency" not in without:
-            value += mark.used / (self.tau_s * _LN2)
-            age = max(self._clock.now - mark.used, 0.0)
+        if "recency" not in off:
+            value += last_use.used / (self.tau_s * _LN2)
+            age = max(self._clock.now - last_use.used, 0.0)
             step = int(age * _STEPS / self.tau_s)
             value += _CORRECTION[step] if step < len(_CORRECTION) else 0.0
-        return value + mark.bits
+        return value + last_use.bits
 
     def _cost_bits(self, node: Node) -> float:
         if not node.size:
@@ -89,19 +89,19 @@ class RetainEval(BasePolicy):
 
     def _score_adapter(self, node: Node) -> bool:
         """Keep LoRA_Eval (Eq. 4) of ``node`` in bits; whether it fell."""
-        mark = self._mark(node)
-        before = mark.bits
+        last_use = self._last_use(node)
+        before = last_use.bits
         short = min(log2_min1(self.view.resident_adapters() - 1, self._demand.low_lora), 0.0)
         if self.sign < 0:
             # As printed the KV's score carries min(1, Now / Low) too; only the difference to it matters.
             short -= min(log2_min1(self.view.resident_adapters(), self._demand.low_lora), 0.0)
-        mark.bits = 0.0 if "pressure" in self.view.without else -self.sign * short
-        return mark.bits < before
+        last_use.bits = 0.0 if "pressure" in self.view.switched_off else -self.sign * short
+        return last_use.bits < before
 
     def on_insert(self, node: Node) -> None:
         """An adapter joins those that are scored again in turn."""
         super().on_insert(node)
-        self._mark(node)
+        self._last_use(node)
         if node.kind == "adapter" and node.size:
             self._demand.resident.add(node)
             if self._score_adapter(node):
@@ -109,18 +109,18 @@ class RetainEval(BasePolicy):
 
     def on_use(self, node: Node) -> None:
         """Counts the adapter's share of use, and learns from the gap since the last."""
-        now, mark = self.view.now, self._mark(node)
+        now, last_use = self.view.now, self._last_use(node)
         if node.kind == "adapter":
             self._demand.use(node.key, now)
             self._clock.next_request()
         elif self.paced:
-            self._clock.used(now - mark.at, node.visits)
-        mark.used, mark.at = self._clock.now, now
+            self._clock.used(now - last_use.at, node.visits)
+        last_use.used, last_use.at = self._clock.now, now
 
     def on_split(self, upper: Node, lower: Node) -> None:
         """Both halves were used when the node was; a smaller node costs less."""
-        mark = self._mark(lower)
-        upper.mark = Mark(mark.used, mark.at)
+        last_use = self._last_use(lower)
+        upper.policy_state = LastUse(last_use.used, last_use.at)
         self.view.reprioritize(lower)
 
     def on_evict(self, node: Node) -> None:
