@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from elora_sglang.kernels.paged_lora.inputs import make_inputs
+from elora_sglang.eval.gpu.cases.paged_lora import make_inputs
 
 PAGE, KV_HEADS, HEADS, SIZE = 16, 8, 32, 128
 LENGTHS = (3 * PAGE + 5, 1, 2 * PAGE, 7)

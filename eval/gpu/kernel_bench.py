@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from elora_sglang.eval.gpu import attention, segment_gemm, slot_buffers, tables
+from elora_sglang.eval.gpu.cases import OPS, awkward
+from elora_sglang.eval.gpu.cases import page_copy as copy_inputs
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Module, Shape
 from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, hardware
 from elora_sglang.eval.support import reporting
-from elora_sglang.kernels.cases import OPS, awkward
-from elora_sglang.kernels.page_copy import inputs as copy_inputs
 from elora_sglang.kernels.page_copy import triton_kernel as page_copy
 from elora_sglang.kernels.paged_lora import plan_segments, reference
 from elora_sglang.kernels.paged_lora import triton_kernel as paged_lora

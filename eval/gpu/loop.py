@@ -242,7 +242,7 @@ class Loop:
     def step(self) -> list[Job]:
         """One iteration; returns the jobs that ended in it."""
         finished = self.driver.finished()
-        self.driver.settle(finished, follower=False)
+        self.driver.book_ended(finished, follower=False)
         free = self.slots.available_size()
         self.driver.execute(self.manager.tick(self.now(), free, finished, running=len(self.running)))
         for job in list(self.waiting):

@@ -87,7 +87,7 @@ def overlap(how: Bench, shape: Shape) -> dict[str, Any]:
                     if loop.now() > deadline:
                         raise RuntimeError("the history was not backed up within 30 s")
                 loop.driver.execute(loop.manager.evict(size))
-                loop.driver.settle(loop.driver.finished(), follower=False)
+                loop.driver.book_ended(loop.driver.finished(), follower=False)
             job = serve(f"{where} {number}", job_tokens, "a")
             results[where].append(job.ttft)
     moved = (context + adapter_slots) * loop.host.slot_bytes
@@ -144,7 +144,7 @@ def burst(how: Bench, shape: Shape) -> dict[str, Any]:
                 "most": max(job.ttft for job in part),
             }
             for count, part in zip((few, 2 * few), parts, strict=True)
-        } | {"adapter_loads": loop.driver.stats.adapter_loads, "demotions": loop.driver.stats.demotions}
+        } | {"adapter_loads": loop.driver.stats.adapter_loads, "demotions": loop.driver.stats.demoted}
     return found
 
 

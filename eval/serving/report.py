@@ -29,7 +29,8 @@ HEADER = (
     "95 % interval",
 )
 AIM_STOCK, AIM_HICACHE, AIM_STATIC_INVALID = 0.45, 0.70, 0.20
-ADAPTER_LOADS = ("adapter_loads", "elora.adapter_loads")
+#: The last is what servers before 0.2 called it.
+ADAPTER_LOADS = ("adapter_loads", "elora.done.adapter_loads", "elora.adapter_loads")
 MOVED = ("moved_load", "moved_save", "elora.loaded_bytes", "elora.saved_bytes")
 
 Cells = list[dict[str, Any]]

@@ -8,11 +8,8 @@ system is built.
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
-
-from elora_sglang.eval.trees.serverless import Weights
 
 SYSTEMS = ("elora", "sglang radix", "sglang unified python", "sglang unified rust")
 
@@ -110,17 +107,19 @@ class EloraCache(_Cache):
     def __init__(self, page_size: int) -> None:
         import torch
 
-        from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+        from elora_sglang.eval.support.lora_pool import StandInPool
+        from elora_sglang.integration.cache import wiring
 
         super().__init__()
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.
-        weights: Any = Weights(defaultdict(lambda: 64))
-        self.cache = EloraRadixCache(_params(page_size), weights=weights)
+        self._weights = StandInPool({})
+        self.cache = wiring.build(_params(page_size), weights=self._weights)
         self._adapter_slots = torch.arange(64)
 
     def register(self, adapter: str) -> None:
         """Make the adapter resident."""
         self._requests[adapter] = SimpleNamespace(lora_id=adapter)
+        self._weights.sizes[adapter] = len(self._adapter_slots)
         self.cache.tree.make_resident(self.cache.adapters.node(adapter), self._adapter_slots)
 
     def insert(self, adapter: str, tokens: array[int], slots: Any) -> Any:

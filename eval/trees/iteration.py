@@ -48,7 +48,7 @@ def grow(policy: str, nodes: int) -> lives.Life:
     for _ in range(WARM_UP):
         life.step(hurry=True)
     process.freeze()
-    while life.cache.stats.host_evictions < lives.ADAPTERS:
+    while life.cache.stats.host_evicted < lives.ADAPTERS:
         life.step(hurry=True)
     for _ in range(SETTLE):
         life.step()

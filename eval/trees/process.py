@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 #: What is imported before processes fork: SGLang takes many seconds, once is enough.
-MODULES = ("elora_sglang.integration.cache.radix_cache", "sglang.srt.mem_cache.unified_radix_cache")
+MODULES = ("elora_sglang.integration.cache.wiring", "sglang.srt.mem_cache.unified_radix_cache")
 
 
 class Child:

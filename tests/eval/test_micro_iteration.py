@@ -29,7 +29,7 @@ def test_the_life_evicts_saves_loads_and_forgets(grown: life.Life) -> None:
     found = iteration.measure(grown, 300)
     assert found["iterations"] == len(grown.spent) == 300
     did = found["did"]
-    least = {"requests": 80, "kv_evictions": 50, "demotions": 20, "backups": 50, "host_evictions": 50}
+    least = {"requests": 80, "kv_evictions": 50, "demoted": 20, "backed_up": 50, "host_evicted": 50}
     least |= {"queue_prefetches": 10, "adapter_load_backs": 5, "tokens_device": 1000, "tokens_host": 500}
     assert all(did.get(name, 0) >= count for name, count in least.items()), did
     counters = grown.cache.manager.counters()
