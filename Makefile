@@ -60,7 +60,7 @@ check: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/python tests/support/import_rules.py
 	$(BIN)/python -m elora_sglang.integration.plugin.flags --check
 	$(BIN)/python -m elora_sglang.patches.table --check
 

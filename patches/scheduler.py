@@ -21,7 +21,7 @@ PATCHES = (
         kind=Kind.REGISTRY,
         key="elora",
         registry="sglang.srt.mem_cache.registry._RADIX_CACHE_REGISTRY",
-        hook="elora_sglang.integration.cache.radix_cache.create",
+        hook="elora_sglang.integration.cache.wiring.create",
         why="one tree for adapters and KV, in which a KV node pins its adapter",
         upstream=_SOURCE + "mem_cache/registry.py",
         remove_when="never: a registry is the intended way",
@@ -73,12 +73,9 @@ PATCHES = (
     ),
     Patch(
         name="shared_tick",
-        target=(
-            "sglang.srt.managers.scheduler_components.request_receiver"
-            ".SchedulerRequestReceiver._broadcast_reqs_across_ranks"
-        ),
-        kind=Kind.AROUND,
-        hook="elora_sglang.integration.scheduler.hooks.share_tick",
+        target=f"{_SCHEDULER}.Scheduler.init_request_receiver",
+        kind=Kind.AFTER,
+        hook="elora_sglang.integration.scheduler.hooks.share_ticks",
         why="time and finished copies as rank 0 saw them reach all ranks with the requests, so that all decide alike",
         upstream=_SOURCE + "managers/scheduler_components/request_receiver.py",
         remove_when="SGLang lets the prefix cache add to the per-iteration broadcast",

@@ -31,7 +31,8 @@ python -m elora_sglang doctor                    # every record against the inst
 ```
 
 To add one: a file here that defines `PATCH` or `PATCHES`, a hook in `elora_sglang/integration/`, `--refresh`, and
-a test in `tests/patches/`.
+a test in `tests/patches/`. Many files, because each holds the records of one part of SGLang, and a file is found by
+being here.
 
 | patch | target | kind | where | when | why | until |
 |---|---|---|---|---|---|---|

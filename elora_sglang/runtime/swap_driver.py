@@ -10,41 +10,51 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from elora_sglang.core.manager import Action, Free, FreeHost, Load, Read, Save
+from elora_sglang.core.manager import Action, CacheManager, Free, FreeHost, Load, Read, Save
 from elora_sglang.core.tree.node import HostVictim, Victim
+from elora_sglang.runtime.audit.device import Auditor
+from elora_sglang.runtime.cost_meter import CostMeter
+from elora_sglang.runtime.host_tier import HostTier
+from elora_sglang.runtime.lora_pool import LoRAPool
 from elora_sglang.runtime.transfers.engine import TransferError
-
-if TYPE_CHECKING:
-    from elora_sglang.core.manager import CacheManager
-    from elora_sglang.integration.cache.host_tier import HostTier
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
-    from elora_sglang.runtime.audit.device import Auditor
-    from elora_sglang.runtime.cost_meter import CostMeter
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class CacheStats:
-    """Counters since start, for ``/server_info`` and the tests; sizes in slots."""
+    """What was carried out since start: ``done`` in ``/server_info``. Counted when it happens, sizes in slots.
+
+    Attributes:
+        adapter_loads, adapter_slots_loaded: adapters that came to the device, from wherever, and their slots.
+        adapter_evictions: adapters that left the device.
+        kv_evictions, kv_tokens_evicted: KV nodes that left the device, and their tokens.
+        demoted, adapters_demoted: nodes that left the device and stayed on the host; adapters among them.
+        dropped: nodes that left the device with no other copy in memory.
+        host_evicted: nodes that left the host.
+        load_backs, adapter_load_backs, slots_loaded_back: nodes that came back from the host, and their slots.
+        loads_at_admission, queue_prefetches: of those, for a request being admitted; for a waiting one.
+        idle_prefetches_kv, idle_prefetches_adapter: of those, ahead of any request.
+        backed_up: nodes whose copy to the host was started ahead of need.
+        saved_under_pressure: nodes whose copy to the host was started while they were evicted.
+        adapter_reads: reads of adapters' files into the host pool that were started.
+        failed_transfers: copies and reads that could not be started, or failed.
+        tokens_device, tokens_host, tokens_computed: prompt tokens of admitted requests, by where their KV came from.
+    """
 
     adapter_loads: int = 0
     adapter_slots_loaded: int = 0
     adapter_evictions: int = 0
     kv_evictions: int = 0
     kv_tokens_evicted: int = 0
-    #: Nodes that left the device and stayed on the host.
-    demotions: int = 0
-    adapter_demotions: int = 0
-    #: Nodes that left the device with no other copy in memory.
-    drops: int = 0
-    #: Nodes that left the host.
-    host_evictions: int = 0
-    #: Nodes that came back from the host, by what they came for.
+    demoted: int = 0
+    adapters_demoted: int = 0
+    dropped: int = 0
+    host_evicted: int = 0
     load_backs: int = 0
     adapter_load_backs: int = 0
     slots_loaded_back: int = 0
@@ -52,12 +62,10 @@ class CacheStats:
     queue_prefetches: int = 0
     idle_prefetches_kv: int = 0
     idle_prefetches_adapter: int = 0
-    #: Nodes copied to the host: ahead of need, and under pressure.
-    backups: int = 0
-    pressure_saves: int = 0
+    backed_up: int = 0
+    saved_under_pressure: int = 0
     adapter_reads: int = 0
     failed_transfers: int = 0
-    #: Prompt tokens of admitted requests, by where their KV came from.
     tokens_device: int = 0
     tokens_host: int = 0
     tokens_computed: int = 0
@@ -90,20 +98,20 @@ class SwapDriver:
         tier: host pool and transfer engine; ``None`` without a host tier.
         stats: counters to keep.
         meter: told how long files took.
+        auditor: told of every copy.
+        loading: transfers to the device that are in flight, with what they bring; kept up to date here.
     """
 
     manager: CacheManager
     allocator: Any
-    weights: EloraLoRAMemoryPool
+    weights: LoRAPool
     tier: HostTier | None
     stats: CacheStats
     meter: CostMeter | None = None
-    #: Told of every copy, if there is one.
     auditor: Auditor | None = None
+    loading: dict[int, Load] = field(default_factory=dict)
     #: Device slots that running requests were promised: copies of the swapper leave them.
     reserve: int = 0
-    #: Transfers to the device that are in flight, with what they bring.
-    loading: dict[int, Load] = field(default_factory=dict)
     #: Saves in flight, with the copy that carries them: the saves of one plan travel together.
     _saving: dict[int, int] = field(default_factory=dict)
     _reading: dict[str, _Reading] = field(default_factory=dict)
@@ -151,16 +159,16 @@ class SwapDriver:
             if victim.payload is None:
                 continue  # a load that found no room: it never had slots
             if victim.kind == "adapter":
-                self.weights.drop(victim.key, victim.payload)
+                self.weights.drop(victim.key)
                 self.stats.adapter_evictions += 1
             else:
                 self.stats.kv_evictions += 1
                 self.stats.kv_tokens_evicted += victim.size
             if victim.fate == "dropped":
-                self.stats.drops += 1
+                self.stats.dropped += 1
             else:
-                self.stats.demotions += 1
-                self.stats.adapter_demotions += victim.kind == "adapter"
+                self.stats.demoted += 1
+                self.stats.adapters_demoted += victim.kind == "adapter"
             if victim.fate == "saved":
                 self._save_under_pressure(victim)
             freed.append(victim.payload)
@@ -175,7 +183,7 @@ class SwapDriver:
     def release_host(self, victims: Sequence[HostVictim]) -> None:
         """Give the victims' host slots back."""
         for victim in victims:
-            self.stats.host_evictions += 1
+            self.stats.host_evicted += 1
             if victim.kind == "adapter":
                 self.weights.store.drop_host(victim.key)
             if victim.payload is not None and self.tier is not None:
@@ -267,7 +275,7 @@ class SwapDriver:
             self._fail(action.transfer)
             return []
         self.manager.saved(action.transfer, parts)
-        self.stats.backups += len(action.items)
+        self.stats.backed_up += len(action.items)
         return [_Saving(action.transfer, torch.cat([i.payload for i in action.items]), torch.cat(parts))]
 
     def _start_saves(self, saves: list[_Saving]) -> None:
@@ -285,7 +293,7 @@ class SwapDriver:
         self.manager.saved(victim.transfer, parts)
         if self._start_save([victim.transfer], victim.payload, parts[0]):
             self.tier.engine.release_after(victim.transfer)
-            self.stats.pressure_saves += 1
+            self.stats.saved_under_pressure += 1
 
     def _start_save(self, transfers: list[int], device: torch.Tensor, host: torch.Tensor) -> bool:
         """Copy their slots as one; the engine knows it by the first one's id."""
@@ -348,7 +356,7 @@ class SwapDriver:
                 self.meter.read(time.perf_counter() - reading.began, reading.size * self.tier.host.slot_bytes)
         return ended
 
-    def settle(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
+    def book_ended(self, finished: Iterable[tuple[int, bool]], *, follower: bool) -> None:
         """Forget transfers that rank 0 saw end; another rank first waits for its own copy of them.
 
         Raises:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from elora_sglang.core.tree.node import Node
 from elora_sglang.runtime.adapters.files import AdapterError
-
-if TYPE_CHECKING:
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
-    from elora_sglang.runtime.swap_driver import SwapDriver
+from elora_sglang.runtime.lora_pool import LoRAPool
+from elora_sglang.runtime.swap_driver import SwapDriver
 
 
 class TreeAdapters:
@@ -24,7 +21,7 @@ class TreeAdapters:
         order: orders what comes next on the current stream behind the last launched forward.
     """
 
-    def __init__(self, driver: SwapDriver, weights: EloraLoRAMemoryPool, order: Callable[[], None]) -> None:
+    def __init__(self, driver: SwapDriver, weights: LoRAPool, order: Callable[[], None]) -> None:
         self._driver, self._manager = driver, driver.manager
         self._weights = weights
         self._order = order
@@ -102,7 +99,7 @@ class TreeAdapters:
         tier, store = self._driver.tier, self._weights.store
         if tier is None:
             return
-        loaded = self._weights.manager.loras.keys()
+        loaded = self._weights.loaded()
         if loaded == self._seen:
             return
         self._seen = set(loaded)

@@ -18,7 +18,8 @@ HEADER = (
 #: Mean TTFT of elora over that of the best stock, and of tuned HiCache; what ``static`` wastes at least.
 AIM_TTFT = {"stock": (0.45, "the best stock"), "hicache": (0.70, "tuned HiCache")}
 AIM_STATIC_INVALID = 0.20
-ADAPTER_LOADS = ("adapter_loads", "elora.adapter_loads")
+#: The last is what servers before 0.2 called it.
+ADAPTER_LOADS = ("adapter_loads", "elora.done.adapter_loads", "elora.adapter_loads")
 MOVED = ("moved_load", "moved_save", "elora.loaded_bytes", "elora.saved_bytes")
 
 Cells = list[dict[str, Any]]

@@ -1,1 +1,1 @@
-"""What every command of ``eval`` uses: estimates, tables and their JSON, argument types, finished cells, provenance."""
+"""What commands share: estimates, tables and their JSON, argument types, finished cells, provenance, a LoRA pool."""

@@ -30,75 +30,6 @@ class Clock:
         self.now += seconds
 
 
-class Store:
-    """The host side of :class:`Weights`: a read from an adapter's file has ended when it is asked for next."""
-
-    def __init__(self, adapters: list[str]) -> None:
-        self._new, self._ended = adapters, list[tuple[str, None]]()
-
-    def bind(self, host: Any) -> None:
-        """No bytes, nowhere to put them."""
-
-    def in_memory(self) -> list[str]:
-        """Adapters that SGLang loaded at start-up and nobody has placed yet."""
-        new, self._new = self._new, []
-        return new
-
-    def drop_cpu_tensors(self, lora_id: str) -> None:
-        """There are none."""
-
-    def read_into_host(self, lora_id: str, slots: Any) -> None:
-        """Nothing to write."""
-
-    def start_read(self, key: str, slots: Any) -> None:
-        """Nothing to read: it has ended."""
-        self._ended.append((key, None))
-
-    def poll_reads(self, *, wait: bool = False) -> list[tuple[str, None]]:
-        """Reads that ended since the last call."""
-        ended, self._ended = self._ended, []
-        return ended
-
-    def drop_host(self, lora_id: str) -> None:
-        """Nothing to forget."""
-
-    drop_all = bind
-
-
-class Weights:
-    """What the cache asks of ``EloraLoRAMemoryPool``, for adapters of ``sizes`` slots without bytes."""
-
-    on_cuda = False
-    layer_fence: Any = None
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self._sizes = sizes
-        self.store = Store(list(sizes))
-        self.manager = SimpleNamespace(loras=dict.fromkeys(sizes))
-        self.loads = 0
-
-    def slots_needed(self, lora_id: str) -> int:
-        """Slots of the adapter."""
-        return self._sizes[lora_id]
-
-    def is_loaded(self, lora_id: str) -> bool:
-        """Whether it is one of ours."""
-        return lora_id in self._sizes
-
-    def is_pinned(self, lora_id: str) -> bool:
-        """None is."""
-        return False
-
-    def load(self, lora_id: str, slots: Any) -> None:
-        """An adapter is read from its file; counted."""
-        self.loads += 1
-
-    def adopt(self, lora_id: str, slots: Any) -> None:
-        """An adapter came from the host."""
-
-    drop = adopt
-
-
 @dataclass
 class Serverless:
     """One cache and what is below it."""
@@ -127,12 +58,12 @@ def build(
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
     from elora_sglang.core.costs import Costs
-    from elora_sglang.integration.cache.host_tier import HostTier
-    from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+    from elora_sglang.eval.support.lora_pool import StandInPool
+    from elora_sglang.integration.cache import wiring
     from elora_sglang.integration.plugin.config import EloraConfig
+    from elora_sglang.runtime.host_tier import HostTier
     from elora_sglang.runtime.pool.host import HostPool
     from elora_sglang.runtime.pool.views import UnifiedPool
-    from elora_sglang.runtime.ticks import TickSource
     from elora_sglang.runtime.transfers.engine import TransferEngine
     from elora_sglang.runtime.transfers.link import Link
 
@@ -152,14 +83,13 @@ def build(
         is_eagle=False,
         enable_metrics=False,
     )
-    weights: Any = Weights(adapters)
-    cache = EloraRadixCache(
+    cache = wiring.build(
         params,
-        weights=weights,
+        weights=StandInPool(adapters),
         settings=EloraConfig(enabled=True, policy=policy),
         tier=HostTier(on_host, engine, link, costs),
+        clock=clock,
     )
     # How long a read of nothing took says nothing about a disk.
     cache.driver.meter = None
-    cache.ticks = TickSource(cache.driver.finished, cache._new_costs, shared=False, clock=clock)
     return Serverless(cache, params.token_to_kv_pool_allocator, params.req_to_token_pool, clock)

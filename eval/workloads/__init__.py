@@ -2,6 +2,8 @@
 
 :func:`create` makes one by name, :func:`.traces.open_trace` reads a trace or a saved workload, :mod:`.file` saves and
 loads, :mod:`.transforms` takes shares of one; :mod:`.model` says what a workload is.
+
+Many files, because a generator and a reader of a trace format are one each, and a new one is one file more.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_adapter_hits_are_what_was_not_loaded_whoever_counts() -> None:
     for cell, loads in zip(groups["stock"], (4.0, 5.0, 6.0), strict=True):
         cell["counters"]["adapter_loads"] = loads
     for cell in groups["elora"]:
-        cell["counters"]["elora.adapter_loads"] = 30.0
+        cell["counters"]["elora.done.adapter_loads"] = 30.0
     assert report.adapter_hits(groups["stock"]) == pytest.approx(0.75)
     assert report.adapter_hits(groups["elora"]) == 0.0, "more loads than requests are no negative share"
     assert report.adapter_hits(cells()) is None

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
+from elora_sglang.eval.gpu.cases.paged_lora import MODULE, Inputs, make_inputs
 from elora_sglang.kernels.paged_lora import add_lora, expand, plan_segments, shrink
-from elora_sglang.kernels.paged_lora.inputs import MODULE, Inputs, make_inputs
 
 MIXED = [1, 4, 8, 12, 64]
 

@@ -62,7 +62,7 @@ def test_more_adapters_than_fit_all_get_answers(server: live.LiveServer, demo: D
         ]
         for future in as_completed(found, timeout=180):
             assert len(future.result()["output_ids"]) == 12
-    assert state(server)["adapter_evictions"] > 0
+    assert state(server)["done"]["adapter_evictions"] > 0
     # An idle server fetches adapters ahead, and what is on its way is protected until it has arrived.
     wait_until(lambda: state(server)["protected_slots"] == 0)
     wait_until(lambda: in_use(server) == 0)

@@ -187,7 +187,7 @@ def test_elora_equals_transformers(cell: Cell, golden: Golden, demo: Demo, tmp_p
             rounds = 1
             with Aborter(server, golden, SEED) as aborter:
                 while (
-                    min((state := elora_state(server))["kv_evictions"], state["adapter_evictions"])
+                    min((state := elora_state(server)["done"])["kv_evictions"], state["adapter_evictions"])
                     < EVICTIONS
                 ):
                     order = list(range(len(golden.prompts)))

@@ -149,7 +149,7 @@ def test_sglangs_own_benchmark_client_works(server: live.LiveServer, tmp_path: P
     """``python -m sglang.benchmark.serving`` with its LoRA flags, as users run it against stock SGLang."""
     out = tmp_path / "out.jsonl"
     assert server.post("/flush_cache").status == 200
-    before = state(server)["adapter_loads"]
+    before = state(server)["done"]["adapter_loads"]
     command = [
         sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang",
         "--base-url", server.url, "--dataset-name", "random-ids", "--num-prompts", "12",
@@ -161,4 +161,4 @@ def test_sglangs_own_benchmark_client_works(server: live.LiveServer, tmp_path: P
     assert run.returncode == 0, run.stdout + run.stderr
     result = json.loads(out.read_text().splitlines()[-1])
     assert result["completed"] == 12 and result["mean_ttft_ms"] > 0
-    assert state(server)["adapter_loads"] >= before + 3, "the requests were for three adapters"
+    assert state(server)["done"]["adapter_loads"] >= before + 3, "the requests were for three adapters"

@@ -273,12 +273,14 @@ def test_pinned_adapters_stay_and_cannot_fill_the_pool(server: live.LiveServer, 
     assert pinned and "may be pinned" in refusal, refusal
     expected = [answer(server, name, tokens=4) for name in pinned]
     assert answer(server, "poetry", tokens=4)
-    loads = state(server)["adapter_loads"]
+    loads = state(server)["done"]["adapter_loads"]
     pressure(server)
     assert [answer(server, name, tokens=4) for name in pinned] == expected
-    assert state(server)["adapter_loads"] == loads, "a pinned adapter left"
+    assert state(server)["done"]["adapter_loads"] == loads, "a pinned adapter left"
     answer(server, "poetry", tokens=4)
-    assert state(server)["adapter_loads"] == loads + 1, "the pressure was none: an unpinned one stayed"
+    assert state(server)["done"]["adapter_loads"] == loads + 1, (
+        "the pressure was none: an unpinned one stayed"
+    )
     for name in pinned:
         assert unload(server, name).status == 200
     assert nothing_left(server)

@@ -119,15 +119,15 @@ def test_two_tiers_equal_transformers(cell: Cell, golden: Golden, demo: Demo, tm
             server,
             golden,
             lambda s: (
-                s["demotions"] >= cell.demotions
-                and s["load_backs"] >= cell.load_backs
-                and min(s["idle_prefetches_kv"], s["idle_prefetches_adapter"]) >= cell.idle
+                s["done"]["demoted"] >= cell.demotions
+                and s["done"]["load_backs"] >= cell.load_backs
+                and min(s["done"]["idle_prefetches_kv"], s["done"]["idle_prefetches_adapter"]) >= cell.idle
             ),
             (lambda: leave_room(server, demo)) if cell.idle else (lambda: None),
         )
         print(f"{cell.policy}: {done} rounds, {state}")
         assert state["audit_faults"] == 0 and state["audit_copies_compared"] > 0
-        assert state["tokens_host"] > 0
+        assert state["done"]["tokens_host"] > 0
         assert cell.policy == "static" or state["invalid_kv_slots"] == 0
         assert server.post("/flush_cache").status == 200
         after = elora_state(server)
@@ -211,7 +211,9 @@ def test_failing_copies_cost_time_and_no_token(golden: Golden, demo: Demo, tmp_p
         log_dir=tmp_path,
         env=live.clean_env(PYTHONPATH=str(folder)),
     ) as server:  # fmt: skip
-        _, state = rounds(server, golden, lambda s: min(s["failed_transfers"], s["load_backs"]) >= 30)
+        _, state = rounds(
+            server, golden, lambda s: min(s["done"]["failed_transfers"], s["done"]["load_backs"]) >= 30
+        )
         print(state)
         assert state["audit_faults"] == 0
         assert server.alive()
@@ -231,7 +233,7 @@ def test_a_live_run_replays(golden: Golden, demo: Demo, tmp_path: Path) -> None:
         for _ in range(2):
             assert_equal(golden, ask_all(server, golden.prompts))
         state = elora_state(server)
-        assert state["load_backs"] > 0
+        assert state["done"]["load_backs"] > 0
     lines = trace.read_text().splitlines()
     result = replay(lines, players=2)
     print(result)
@@ -249,7 +251,9 @@ def test_two_tensor_parallel_ranks_decide_alike(golden: Golden, demo: Demo, tmp_
         "--elora-trace-out", str(trace), "--lora-paths", *demo.lora_paths(),
         log_dir=tmp_path,
     ) as server:  # fmt: skip
-        done, state = rounds(server, golden, lambda s: min(s["demotions"], s["load_backs"]) >= 100)
+        done, state = rounds(
+            server, golden, lambda s: min(s["done"]["demoted"], s["done"]["load_backs"]) >= 100
+        )
         print(f"two ranks: {done} rounds, {state}")
         assert state["audit_faults"] == 0 and state["audit_copies_compared"] > 0
         time.sleep(2.0)  # both traces reach the disk every second

@@ -1,14 +1,13 @@
 """White-box harness: the real cache, tree, pools, transfers and request rows, without a model or a server.
 
-Only adapters and the model are stand-ins: :class:`FakeWeights` writes recognisable bytes into real pool rows, with
-the interface that the cache and the auditor use of ``EloraLoRAMemoryPool``, and "computing" KV writes a number
-that depends on the adapter and on every token before it. So a slot that holds somebody else's bytes shows.
+Only adapters and the model are stand-ins: :class:`StandInPool` writes recognisable bytes into real pool rows, and
+"computing" KV writes a number that depends on the adapter and on every token before it. So a slot that holds
+somebody else's bytes shows.
 """
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +23,12 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from elora_sglang.core.costs import Costs
-from elora_sglang.integration.cache.host_tier import HostTier
-from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+from elora_sglang.eval.support.lora_pool import StandInPool
+from elora_sglang.integration.cache import wiring
 from elora_sglang.integration.plugin.config import EloraConfig
-from elora_sglang.runtime.adapters.files import AdapterError
+from elora_sglang.runtime.host_tier import HostTier
 from elora_sglang.runtime.pool.host import HostPool
 from elora_sglang.runtime.pool.views import UnifiedPool
-from elora_sglang.runtime.ticks import TickSource
 from elora_sglang.runtime.transfers.engine import TransferEngine
 from elora_sglang.runtime.transfers.link import Link
 
@@ -44,116 +42,6 @@ def _number(lora_id: str | None, tokens: Any) -> int:
     for token in tokens:
         value = (value * 1_000_003 + token + 1) % (1 << 61)
     return value
-
-
-class FakeStore:
-    """Host side of :class:`FakeWeights`; ``broken``: adapters whose file cannot be read."""
-
-    def __init__(self, weights: FakeWeights) -> None:
-        self._weights = weights
-        self.host: HostPool | None = None
-        self.slots: dict[str, torch.Tensor] = {}
-        self.broken: set[str] = set()
-        self._placed: set[str] = set()
-        self._ended: list[tuple[str, AdapterError | None]] = []
-
-    def bind(self, host: HostPool) -> None:
-        self.host = host
-
-    def in_memory(self) -> list[str]:
-        return [lora_id for lora_id in self._weights.manager.loras if lora_id not in self._placed]
-
-    def drop_cpu_tensors(self, lora_id: str) -> bool:
-        self._placed.add(lora_id)
-        return True
-
-    def read_into_host(self, lora_id: str, host_slots: torch.Tensor) -> None:
-        self._placed.add(lora_id)
-        self.start_read(lora_id, host_slots)
-        self._ended.pop()
-
-    def start_read(self, lora_id: str, host_slots: torch.Tensor) -> None:
-        error = self._weights.fault(lora_id)
-        if error is None:
-            assert self.host is not None and lora_id not in self.slots
-            self._weights.write(self.host, lora_id, host_slots)
-            self.slots[lora_id] = host_slots.sort().values
-        self._ended.append((lora_id, error))
-
-    def poll_reads(self, *, wait: bool = False) -> list[tuple[str, AdapterError | None]]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    def drop_host(self, lora_id: str) -> None:
-        self.slots.pop(lora_id, None)
-
-    def drop_all(self) -> None:
-        self.slots.clear()
-
-    def host_bytes(self, lora_id: str) -> torch.Tensor:
-        assert self.host is not None
-        return self._weights.bytes_of(self.host, self.slots[lora_id])
-
-
-@dataclass
-class FakeWeights:
-    """Adapters as rows of the pool; adapter k's rows are filled with the byte k + 1."""
-
-    sizes: dict[str, int]
-    pool: UnifiedPool
-    pinned: set[str] = field(default_factory=set)
-    resident: dict[str, torch.Tensor] = field(default_factory=dict)
-    on_cuda: bool = False
-    layer_fence: Any = None
-
-    def __post_init__(self) -> None:
-        self.store = FakeStore(self)
-        self.manager = SimpleNamespace(loras=dict.fromkeys(self.sizes))
-
-    def slots_needed(self, lora_id: str) -> int:
-        return self.sizes[lora_id]
-
-    def is_loaded(self, lora_id: str) -> bool:
-        return lora_id in self.sizes
-
-    def is_pinned(self, lora_id: str) -> bool:
-        return lora_id in self.pinned
-
-    def fault(self, lora_id: str) -> AdapterError | None:
-        return AdapterError(lora_id, "is gone", "Put it back.") if lora_id in self.store.broken else None
-
-    def write(self, pool: UnifiedPool, lora_id: str, slots: torch.Tensor) -> None:
-        for layer in range(LAYERS):
-            for stream in (0, 1):
-                pool.byte_rows(layer, stream)[slots] = list(self.sizes).index(lora_id) + 1
-
-    def bytes_of(self, pool: UnifiedPool, slots: torch.Tensor) -> torch.Tensor:
-        rows = [pool.byte_rows(layer, s)[slots].flatten() for layer in range(LAYERS) for s in (0, 1)]
-        return torch.cat(rows)
-
-    def load(self, lora_id: str, slots: torch.Tensor) -> None:
-        assert lora_id not in self.resident
-        if (error := self.fault(lora_id)) is not None:
-            raise error
-        self.write(self.pool, lora_id, slots)
-        self.resident[lora_id] = slots.sort().values
-
-    def adopt(self, lora_id: str, slots: torch.Tensor) -> None:
-        assert lora_id not in self.resident
-        self.resident[lora_id] = slots.sort().values
-
-    def drop(self, lora_id: str, slots: torch.Tensor | None = None) -> None:
-        self.resident.pop(lora_id, None)
-
-    def drop_all(self) -> None:
-        self.resident.clear()
-
-    def read_bytes(self, lora_id: str) -> torch.Tensor:
-        return self.bytes_of(self.pool, self.resident[lora_id])
-
-    def expected_bytes(self, lora_id: str, *, from_files: bool = False) -> torch.Tensor:
-        value = list(self.sizes).index(lora_id) + 1
-        return torch.full((self.sizes[lora_id] * ROW_BYTES * 2 * LAYERS,), value, dtype=torch.uint8)
 
 
 class Harness:
@@ -189,7 +77,7 @@ class Harness:
         shape = (size + page_size, 1, ROW_BYTES)
         k, v = ([torch.zeros(shape, dtype=torch.uint8) for _ in range(LAYERS)] for _ in (0, 1))
         self.pool = UnifiedPool(k, v, page_size=page_size)
-        self.weights = FakeWeights(adapters, self.pool, pinned or set())
+        self.weights = StandInPool(adapters, self.pool, pinned or set())
         self.tier: HostTier | None = None
         if host:
             pool = HostPool(host, self.pool, pin=False)
@@ -203,20 +91,18 @@ class Harness:
             is_eagle=False,
             enable_metrics=False,
         )
-        self.cache = EloraRadixCache(
+        self._now = 0.0
+        self.cache = wiring.build(
             params,
             weights=self.weights,
-            settings=EloraConfig(enabled=True, **(settings or {})),
+            settings=EloraConfig(enabled=True, audit_interval=1, **(settings or {})),
             tier=self.tier,
-            audit_interval=1,
+            clock=self._clock,
         )
-        # The swapper plans every tenth of a second; here every tick is one of its plans.
-        self._now = 0.0
-        source = self.cache.ticks
-        self.cache.ticks = TickSource(source._finished, source._costs, shared=False, clock=self._clock)
         self._next_row = self._requests = 0
 
     def _clock(self) -> float:
+        # The swapper plans every tenth of a second; here every tick is one of its plans.
         self._now += 0.1001
         return self._now
 
@@ -340,7 +226,7 @@ class Harness:
                 self.tier.wait_until(layer)
             if req.lora_id is not None and req.lora_id in self.weights.sizes:
                 mine = self.pool.byte_rows(layer, 0)[self.weights.resident[req.lora_id]]
-                assert bool((mine == list(self.weights.sizes).index(req.lora_id) + 1).all()), "adapter bytes"
+                assert bool((mine == self.weights.byte(req.lora_id)).all()), "adapter bytes"
             for stream in (0, 1):
                 words = self.pool.word_rows(layer, stream)
                 wrong = (words[slots[:start], 0] != want[:start]).nonzero().flatten().tolist()

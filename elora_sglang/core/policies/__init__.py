@@ -1,4 +1,7 @@
-"""Eviction policies, one file each, found by being here; what they share is in :mod:`.base` and :mod:`.support`."""
+"""Eviction policies, one file each, found by being here; what they share is in :mod:`.base` and :mod:`.support`.
+
+Many files, because a policy is read alone, beside the paper that it comes from, and a new one is one file more.
+"""
 
 from __future__ import annotations
 

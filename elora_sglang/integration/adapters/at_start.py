@@ -8,11 +8,11 @@ from sglang.srt.arg_groups.model_override_base import model_config_of, resolving
 from sglang.srt.arg_groups.overrides import declare_resolution
 from sglang.srt.lora.lora_registry import LoRARef
 
-from elora_sglang.integration.adapters.tokenizer_side import version_id
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.runtime.adapters.check import BaseModelShape, check
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder, resolve_path
 from elora_sglang.runtime.adapters.names import check_new_name
+from elora_sglang.runtime.adapters.versions import version_id
 
 
 def version_start_adapters(original: Any, server_args: Any) -> None:

@@ -10,13 +10,14 @@ from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.managers.io_struct import LoRAUpdateOutput
 from sglang.srt.runtime_context import get_parallel, get_server_args
 
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING, is_version
+from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING
 from elora_sglang.integration.plugin import config
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.integration.weights.store import bound_waiting
 from elora_sglang.runtime.adapters.check import BaseModelShape, adapted_modules
 from elora_sglang.runtime.adapters.files import AdapterError, AdapterFiles, parse_safetensors, read_folder
 from elora_sglang.runtime.adapters.tensors import TENSORS, from_tensors
+from elora_sglang.runtime.adapters.versions import is_version
 from elora_sglang.runtime.pool import host_size
 
 if TYPE_CHECKING:

@@ -37,6 +37,7 @@ from elora_sglang.runtime.adapters.tensors import (
     from_tensors,
     verify_checksums,
 )
+from elora_sglang.runtime.adapters.versions import is_version, version_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Hex digits of the content hash in a ``lora_id``.
-HASH_DIGITS = 32
-
 #: Text with which a scheduler says that a version is still in a batch; the unload is repeated then.
 STILL_RUNNING = "elora: still running"
 
@@ -56,16 +54,6 @@ STILL_RUNNING = "elora: still running"
 RETRY_SECONDS, RETRIES = 0.05, 200
 
 _ATTRIBUTE = "_elora_lifecycle"
-
-
-def version_id(version: str, load_number: int) -> str:
-    """``lora_id`` of a version: content hash and number of the load."""
-    return f"{version[:HASH_DIGITS]}-{load_number}"
-
-
-def is_version(lora_id: str, version: str) -> bool:
-    """Whether ``lora_id`` names this content."""
-    return lora_id.rpartition("-")[0] == version[:HASH_DIGITS]
 
 
 class AdapterLifecycle:

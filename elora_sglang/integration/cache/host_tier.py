@@ -1,62 +1,29 @@
-"""The host tier of one scheduler process: how large it is, what its links cost, and its manager."""
+"""Builds the host tier of one scheduler process: how large it is, and what its links cost."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.runtime_context import get_parallel
 
 from elora_sglang.core.costs import Costs
-from elora_sglang.core.manager import CacheManager, SwapSettings
-from elora_sglang.core.swapper import parts
-from elora_sglang.core.trace import Recorder
+from elora_sglang.runtime.host_tier import HostTier
 from elora_sglang.runtime.pool import host_size
 from elora_sglang.runtime.pool.host import HostPool
 from elora_sglang.runtime.transfers.engine import TransferEngine
-from elora_sglang.runtime.transfers.link import LOAD, SAVE, Link
+from elora_sglang.runtime.transfers.link import Link
 
 if TYPE_CHECKING:
     from elora_sglang.integration.plugin.config import EloraConfig
-    from elora_sglang.runtime.pool.slots import SlotPayloads
     from elora_sglang.runtime.pool.views import UnifiedPool
 
 logger = logging.getLogger(__name__)
 
 #: Slots of the copies that measure the link at start-up.
 PROBE_SLOTS = 256
-
-
-@dataclass
-class HostTier:
-    """Host pool and transfers of one rank.
-
-    Attributes:
-        host: the host slots.
-        engine: copies between them and the device pool.
-        link: the emulated link; ``None`` when copies take what they take.
-        costs: what things cost, as measured at start-up; rank 0's on every rank.
-    """
-
-    host: HostPool
-    engine: TransferEngine
-    link: Link | None
-    costs: Costs
-
-    def wait_until(self, layer: int) -> None:
-        """SGLang's KV pool and the LoRA backend call this before they read ``layer``."""
-        self.engine.wait_layer(layer)
-
-    def bandwidths(self) -> tuple[float | None, float | None]:
-        """Bytes per second to the device and from it, as measured; ``None`` where nothing was copied yet."""
-        return self.engine.bandwidth(LOAD) or None, self.engine.bandwidth(SAVE) or None
-
-    def state(self) -> dict[str, Any]:
-        """Bytes moved and bandwidths, for ``/server_info``."""
-        return {**self.engine.counters(), "link_gbps": self.engine.link.gbps}
 
 
 def ranks() -> tuple[int, int]:
@@ -158,52 +125,3 @@ def _of_rank_0(costs: Costs) -> Costs:
     box = [costs]
     torch.distributed.broadcast_object_list(box, src=group.ranks[0], group=group.cpu_group)
     return box[0]
-
-
-def build_manager(
-    settings: EloraConfig, tier: HostTier | None, payloads: SlotPayloads, *, page_size: int, slots: int
-) -> CacheManager:
-    """The manager of one scheduler process; without a tier it has no host slots and plans no copies."""
-    return CacheManager(
-        page_size=page_size,
-        device_slots=slots,
-        policy_name=settings.policy,
-        payloads=payloads,
-        settings=SwapSettings(
-            host_slots=0 if tier is None else tier.host.num_slots,
-            busy_watermark=settings.busy_watermark,
-            idle_watermark=settings.idle_watermark,
-            swap_interval_s=settings.swap_interval,
-            lora_share=settings.lora_share,
-            **parts(settings.without_terms),
-        ),
-        costs=Costs.default() if tier is None else tier.costs,
-    )
-
-
-class TraceFile:
-    """Where events and actions are recorded; written in large pieces, and to the disk every second."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "w", buffering=1 << 20, encoding="utf-8")  # noqa: SIM115  # open until the end
-        self._flushed = 0.0
-
-    def write(self, line: str) -> None:
-        """Add one line."""
-        self._file.write(line)
-        self._file.write("\n")
-
-    def tick(self, now: float) -> None:
-        """Time (seconds) went on: a server that is killed loses little of its trace."""
-        if now - self._flushed >= 1.0:
-            self._flushed = now
-            self._file.flush()
-
-
-def record(manager: CacheManager, path: str, rank: int) -> TraceFile | None:
-    """Record the manager's events and actions into ``path`` (ranks after the first: ``path.rankN``), if given."""
-    if not path:
-        return None
-    file = TraceFile(path if rank == 0 else f"{path}.rank{rank}")
-    Recorder(manager, file.write)
-    return file

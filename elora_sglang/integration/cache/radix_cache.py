@@ -1,7 +1,7 @@
 """SGLang's prefix cache, backed by the dependency tree of :mod:`elora_sglang.core`.
 
-The tree decides, this class executes: it turns SGLang's calls into tree operations, keeps the slot
-tensors, gives victims' slots back to the allocator and tells the LoRA pool which adapters left.
+The manager decides, the driver executes: this class turns SGLang's calls into the manager's events and the manager's
+answers into SGLang's. What it works with is built in ``wiring.py``.
 Every KV node hangs below the node of its adapter, and a miss returns that adapter node, so
 SGLang's own ``lock(req.last_node)`` pins root, adapter and KV in one go.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -27,61 +28,71 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 
-from elora_sglang.core.costs import Costs
-from elora_sglang.core.manager import Action, Load
+from elora_sglang.core.manager import Action, CacheManager, Load
 from elora_sglang.core.overtaking import Overtaking
 from elora_sglang.core.tree.node import Node
-from elora_sglang.integration.cache import host_tier, session_hints
-from elora_sglang.integration.plugin import config, verify
+from elora_sglang.integration.cache import session_hints
 from elora_sglang.runtime.audit.device import Auditor
 from elora_sglang.runtime.cost_meter import CostMeter
 from elora_sglang.runtime.fences import BatchFences
+from elora_sglang.runtime.host_tier import HostTier
+from elora_sglang.runtime.lora_pool import LoRAPool
 from elora_sglang.runtime.pool.slots import SlotPayloads
-from elora_sglang.runtime.swap_driver import CacheStats, SwapDriver
+from elora_sglang.runtime.swap_driver import SwapDriver
 from elora_sglang.runtime.ticks import TickSource
+from elora_sglang.runtime.trace_file import TraceFile
 from elora_sglang.runtime.tree_adapters import TreeAdapters
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.radix_cache import RadixKey
-    from sglang.srt.mem_cache.registry import TreeCacheBuildContext
-
-    from elora_sglang.integration.cache.host_tier import HostTier
-    from elora_sglang.integration.scheduler.admission import EloraPrefillAdder
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
-
 
 #: Decode steps of every running request that the swapper's copies leave room for.
 STEPS_AHEAD = 16
 
 
-def create(ctx: TreeCacheBuildContext) -> EloraRadixCache:
-    """Factory registered as radix-cache backend ``elora`` (SGLang: ``mem_cache/registry.py``).
+class PrefillPass(Protocol):
+    """What the cache keeps of a prefill pass, for the pass after it and for SGLang's hooks."""
 
-    Runs in every scheduler process, after all hooks were applied, which makes it the place where a
-    hook that SGLang silently failed to apply is noticed: it raises, and the server does not start.
+    #: Requests that the pass admitted, in order.
+    can_run_list: list[Req]
+    #: Whether it passed over a request whose copy is far from done.
+    passed_over: bool
+
+    def may_consider(self, req: Req) -> bool:
+        """Whether ``req`` may be looked at now."""
+
+
+@dataclass(frozen=True)
+class CacheParts:
+    """What one prefix cache works with; :func:`elora_sglang.integration.cache.wiring.build` makes it.
+
+    Attributes:
+        manager: decides.
+        weights: the LoRA pool, whose adapters live in slots of the cache's allocator.
+        tier: the host tier; ``None`` without one.
+        driver: carries out what was decided.
+        adapters: adapters as nodes of the tree.
+        fences: which copies a batch has to wait for.
+        ticks: time and ended copies, the same on every rank.
+        meter: refines costs; rank 0 only.
+        auditor: ``None`` unless it was asked for.
+        trace: where events are recorded; ``None`` unless it was asked for.
+        follower: whether this is a tensor-parallel rank after the first.
     """
-    settings = config.current(ctx.server_args)
-    verify.require_hooks(settings)
-    if ctx.params.enable_kv_cache_events:
-        raise SystemExit("elora: --kv-events-config is not supported with --elora; remove it.")
-    runner = ctx.tp_worker.model_runner
-    weights = runner.lora_manager.memory_pool
-    stream = getattr(runner, "forward_stream", None)
-    tier = host_tier.build(settings, weights.pool, ctx.params.token_to_kv_pool_allocator.size, stream)
-    cache = EloraRadixCache(
-        ctx.params,
-        weights=weights,
-        settings=settings,
-        tier=tier,
-        forward_stream=stream,
-        audit_interval=settings.audit_interval,
-    )
-    if tier is not None:
-        runner.token_to_kv_pool.register_layer_transfer_counter(tier)
-    EloraRadixCache.serving = cache
-    return cache
+
+    manager: CacheManager
+    weights: LoRAPool
+    tier: HostTier | None
+    driver: SwapDriver
+    adapters: TreeAdapters
+    fences: BatchFences
+    ticks: TickSource
+    meter: CostMeter | None
+    auditor: Auditor | None
+    trace: TraceFile | None
+    follower: bool
 
 
 def _namespace(extra_key: str | None, cache_salt: str | None) -> Hashable:
@@ -95,87 +106,38 @@ class EloraRadixCache(BasePrefixCache):
 
     Args:
         params: SGLang's construction arguments (pools, page size, metrics switch).
-        weights: the LoRA memory pool whose adapters live in slots of this cache's allocator.
-        settings: ELORA's flags: the policy, the swapper's watermarks, the trace.
-        tier: the host tier; ``None`` without one.
-        forward_stream: CUDA stream of model forwards; adapter loads are ordered behind it.
-        audit_interval: audit the pool every so many scheduler ticks; 0 switches the auditor off.
+        parts: what it works with.
+
+    Attributes:
+        stats: what was done since start; the driver's, to which the cache adds tokens by where they came from.
+        fairness: who may be admitted before whom while requests wait for adapters.
+        current_adder: the prefill pass in progress.
     """
 
     disable = False
-    #: The cache that this scheduler process serves from; for hooks that get no scheduler.
-    serving: ClassVar[EloraRadixCache | None] = None
 
-    def __init__(
-        self,
-        params: CacheInitParams,
-        *,
-        weights: EloraLoRAMemoryPool,
-        settings: config.EloraConfig | None = None,
-        tier: HostTier | None = None,
-        forward_stream: Any = None,
-        audit_interval: int = 0,
-    ) -> None:
-        settings = settings if settings is not None else config.EloraConfig()
+    def __init__(self, params: CacheInitParams, parts: CacheParts) -> None:
         self.req_to_token_pool = params.req_to_token_pool
         self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
         self.page_size = params.page_size
         self.is_eagle = params.is_eagle
-        self.weights = weights
-        self.tier = tier
-        self.policy_name = settings.policy
         self.device = self.token_to_kv_pool_allocator.device
-        self._forward_stream = forward_stream
-        self._no_slots = torch.empty((0,), dtype=torch.int64, device=self.device)
-        self._payloads = SlotPayloads()
-        self.manager = host_tier.build_manager(
-            settings,
-            tier,
-            self._payloads,
-            page_size=self.page_size,
-            slots=self.token_to_kv_pool_allocator.size,
-        )
-        self.tree = self.manager.tree
-        self.stats = CacheStats()
-        #: Who may be admitted before whom while requests wait for adapters.
+        self.manager, self.tree = parts.manager, parts.manager.tree
+        self.weights, self.tier = parts.weights, parts.tier
+        self.driver, self.stats = parts.driver, parts.driver.stats
+        self.adapters, self.fences = parts.adapters, parts.fences
+        self.ticks, self.meter = parts.ticks, parts.meter
+        self.auditor, self.trace = parts.auditor, parts.trace
         self.fairness = Overtaking()
-        rank, ranks = host_tier.ranks()
-        self.trace = host_tier.record(self.manager, settings.trace_out, rank)
-        self.meter = (
-            CostMeter(self.manager.costs, fixed_links=tier is None or tier.link is not None)
-            if rank == 0
-            else None
-        )
-        self.driver = SwapDriver(
-            self.manager,
-            self.token_to_kv_pool_allocator,
-            weights,
-            tier,
-            self.stats,
-            self.meter,
-        )
-        self.adapters = TreeAdapters(self.driver, weights, self._order_behind_forward)
-        self.fences = BatchFences(None if tier is None else tier.engine, self.driver.loading.keys())
-        self._follower = rank > 0
-        self.ticks = TickSource(self.driver.finished, self._new_costs, shared=ranks > 1)
-        if tier is not None:
-            weights.store.bind(tier.host)
-            weights.layer_fence = tier.wait_until
+        self.current_adder: PrefillPass | None = None
+        self._follower = parts.follower
+        self._payloads = SlotPayloads()
+        self._no_slots = torch.empty((0,), dtype=torch.int64, device=self.device)
         self._matched_adapter: Node = self.tree.base
         #: Tokens that were copied from the host for a request before it was admitted.
         self._fetched: dict[str, int] = {}
-        #: The prefill pass in progress.
-        self.current_adder: EloraPrefillAdder | None = None
-        self.auditor = Auditor(self, interval=audit_interval) if audit_interval else None
-        self.driver.auditor = self.auditor
         if params.enable_metrics:
             self.init_metrics_collector()
-
-    def _new_costs(self) -> Costs | None:
-        if self.meter is None:
-            return None
-        load, save = (None, None) if self.tier is None else self.tier.bandwidths()
-        return self.meter.news(load, save)
 
     # -- the life of a request ------------------------------------------------------------------
 
@@ -191,7 +153,7 @@ class EloraRadixCache(BasePrefixCache):
         self.driver.reserve = promised + running * (self.page_size + STEPS_AHEAD)
         for tick in self.ticks.due():
             self.adapters.place_new()
-            self.driver.settle(tick.finished, follower=self._follower)
+            self.driver.book_ended(tick.finished, follower=self._follower)
             actions = self.manager.tick(
                 tick.now,
                 self.token_to_kv_pool_allocator.available_size(),
@@ -246,7 +208,7 @@ class EloraRadixCache(BasePrefixCache):
             self.stats.tokens_computed += len(req.full_untruncated_fill_ids) - req.prefix_len
         self.fences.use(node)
 
-    def begin_pass(self, adder: EloraPrefillAdder) -> EloraPrefillAdder | None:
+    def begin_pass(self, adder: PrefillPass) -> PrefillPass | None:
         """A prefill pass begins; returns the pass before it."""
         before, self.current_adder = self.current_adder, adder
         self.fences.begin()
@@ -263,25 +225,6 @@ class EloraRadixCache(BasePrefixCache):
         node: Node | None = req.last_node
         if req.finished() and node is not None and node.parent is not None:
             self.manager.finished(req.rid, node, session_hints.of(req))
-
-    def host_state(self) -> dict[str, Any]:
-        """The host tier for ``/server_info``: sizes in slots, bytes moved, bytes per second."""
-        if self.tier is None:
-            return {"host_slots": 0}
-        return {
-            "host_slots": self.tier.host.num_slots,
-            "host_free_slots": self.tier.host.available,
-            "host_used_by_tree": self.tree.host_size,
-            "transfers_in_flight": len(self.tree.transfers),
-            "swapper": self.manager.counters(),
-            **self.tier.state(),
-        }
-
-    def _order_behind_forward(self) -> None:
-        # The last launched batch may still write KV into slots that were freed a moment ago: with
-        # the overlap scheduler 4-31 % of adapter loads in a prototype landed on such slots.
-        if self._forward_stream is not None and self.weights.on_cuda:
-            torch.cuda.current_stream().wait_stream(self._forward_stream)
 
     # -- SGLang's contract ----------------------------------------------------------------------
 

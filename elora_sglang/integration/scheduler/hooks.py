@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from elora_sglang.integration.cache import state as cache_state
 from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 from elora_sglang.integration.plugin import config
+from elora_sglang.integration.scheduler.receiver import TickReceiver
 from elora_sglang.runtime.pool.views import UnifiedPool
-from elora_sglang.runtime.ticks import Tick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.scheduler_components.internal_state import (
@@ -41,22 +39,11 @@ def _cache(scheduler: Scheduler) -> EloraRadixCache | None:
     return cache if isinstance(cache, EloraRadixCache) else None
 
 
-def share_tick(
-    original: Callable[..., list[Any]], receiver: Any, recv_reqs: list[Any] | None, local_reqs: Any = None
-) -> list[Any]:
-    """AROUND ``SchedulerRequestReceiver._broadcast_reqs_across_ranks``: rank 0's tick rides along.
-
-    Time, finished copies and costs differ between ranks, decisions must not: what rank 0 saw is what all use.
-    With one rank nothing is sent, and the tick is taken where it is used.
-    """
-    clock = EloraRadixCache.serving
-    if clock is None or clock.ticks is None or not clock.ticks.shared:
-        return original(receiver, recv_reqs, local_reqs)
-    if recv_reqs is not None:
-        recv_reqs = [*recv_reqs, *clock.ticks.take()]
-    received = original(receiver, recv_reqs, local_reqs)
-    clock.ticks.arrived.extend(item for item in received if isinstance(item, Tick))
-    return [item for item in received if not isinstance(item, Tick)]
+def share_ticks(result: None, scheduler: Scheduler) -> None:
+    """AFTER ``Scheduler.init_request_receiver``: the receiver also carries rank 0's tick to all ranks."""
+    cache = _cache(scheduler)
+    if cache is not None:
+        scheduler.request_receiver = TickReceiver.over(scheduler.request_receiver, cache.ticks)
 
 
 def on_enqueue(result: None, scheduler: Scheduler, req: Req, is_retracted: bool = False) -> None:
@@ -124,18 +111,5 @@ def on_result(result: None, scheduler: Scheduler, batch: ScheduleBatch, *args: A
 def report_state(result: Any, controller: SchedulerInternalStateController, state: dict[str, Any]) -> None:
     """AFTER ``SchedulerInternalStateController._add_env_vars``: ``elora`` in ``/server_info``."""
     cache = controller.scheduler.tree_cache
-    if not isinstance(cache, EloraRadixCache):
-        return
-    tree = cache.tree
-    state["elora"] = {
-        "policy": cache.policy_name,
-        "evictable_slots": tree.evictable_size,
-        "protected_slots": tree.protected_size,
-        "free_slots": int(cache.token_to_kv_pool_allocator.available_size()),
-        "invalid_kv_slots": tree.invalid_kv_size,
-        "resident_adapters": sorted(n.key for n in tree.adapters() if n.resident and n.key is not None),
-        "counts": tree.counts(),
-        **asdict(cache.stats),
-        **cache.host_state(),
-        **(cache.auditor.counters() if cache.auditor is not None else {}),
-    }
+    if isinstance(cache, EloraRadixCache):
+        state["elora"] = cache_state.of(cache)

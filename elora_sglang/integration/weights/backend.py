@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     from elora_sglang.integration.weights.kernels import TritonLoRA
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
     from elora_sglang.kernels.paged_lora.tables import DeviceBatch
+    from elora_sglang.runtime.lora_pool import BatchAdapters
 
 NAME = "elora"
 _NO_POOL = "elora: no memory pool attached; the hook that binds the pool did not run"
@@ -50,7 +50,7 @@ class EloraLoRABackend(BaseLoRABackend):
     def __init__(self, max_loras_per_batch: int, device: torch.device, **_: Any) -> None:
         super().__init__(max_loras_per_batch, device)
         #: Set by ``EloraLoRAMemoryPool.attach``.
-        self.memory_pool: EloraLoRAMemoryPool | None = None
+        self.memory_pool: BatchAdapters | None = None
         self.uses_triton = torch.device(device).type == "cuda"
         # A batch of base-model requests only runs SGLang's plain layers, without any LoRA call. With CUDA graphs that
         # takes a second graph of each batch size, which SGLang captures for this kind of skipping.

@@ -16,7 +16,7 @@ from elora_sglang.kernels.paged_lora.segments import SegmentBatch
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
 
 if TYPE_CHECKING:
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
+    from elora_sglang.runtime.lora_pool import BatchAdapters
     from elora_sglang.runtime.pool.views import UnifiedPool
 
 #: Parts of a fused module (q, k, v), each with LoRA-rank rows of its own.
@@ -34,7 +34,7 @@ class TritonLoRA:
         memory_pool: bound to the KV pool; its adapters and its pool's rows are what the kernels read.
     """
 
-    def __init__(self, memory_pool: EloraLoRAMemoryPool) -> None:
+    def __init__(self, memory_pool: BatchAdapters) -> None:
         self._memory, self._pool = memory_pool, memory_pool.pool
         self._modules = sorted(memory_pool.target_modules)
         self._tables = TableSet(self._modules, memory_pool.pool.device)

@@ -31,16 +31,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from elora_sglang.integration.adapters.reader import BackgroundReader, as_result, has_file, read_version
+from elora_sglang.integration.weights.reader import BackgroundReader, as_result, has_file, read_version
 from elora_sglang.runtime.adapters.files import AdapterError
+from elora_sglang.runtime.lora_pool import AdapterSource, LoadedAdapters
 from elora_sglang.runtime.pool.packing import LayerMatrices, PackedAdapter
 from elora_sglang.runtime.pool.views import UnifiedPool
 
 if TYPE_CHECKING:
     from sglang.srt.lora.lora import LoRAAdapter
-    from sglang.srt.lora.lora_manager import LoRAManager
-
-    from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
 
 Source = Literal["host", "memory", "file"]
 
@@ -55,12 +53,12 @@ _Read = tuple[PackedAdapter | None, "LoRAAdapter | None"]
 
 
 class AdapterStore:
-    """Host side of one :class:`EloraLoRAMemoryPool`, which makes it and gives layouts and matrices.
+    """Host side of one LoRA pool, which makes it and gives layouts and matrices.
 
     Not thread-safe: only the reads that it starts itself run elsewhere, and touch nothing but their slots.
     """
 
-    def __init__(self, weights: EloraLoRAMemoryPool) -> None:
+    def __init__(self, weights: AdapterSource) -> None:
         self._weights = weights
         self._host: UnifiedPool | None = None
         self._packed: dict[str, PackedAdapter] = {}
@@ -106,7 +104,7 @@ class AdapterStore:
         An adapter without a file keeps its bytes in memory of its own.
         """
         packed = self._packed.pop(lora_id, None)
-        if packed is not None and lora_id in self._weights.manager.loras and not self.has_file(lora_id):
+        if packed is not None and lora_id in self._weights.lora_manager.loras and not self.has_file(lora_id):
             self._kept[lora_id] = packed.read()
 
     def drop_all(self) -> None:
@@ -137,14 +135,14 @@ class AdapterStore:
 
     def has_file(self, lora_id: str) -> bool:
         """Whether the adapter came from a folder, so that its bytes may leave memory."""
-        return has_file(self._weights.manager.lora_refs[lora_id])
+        return has_file(self._weights.lora_manager.lora_refs[lora_id])
 
     def in_memory(self) -> list[str]:
         """Adapters whose CPU tensors wait to be placed in the host pool, in the order they were loaded.
 
         The cache places them when it has room (:meth:`start_read`), else :meth:`drop_cpu_tensors`.
         """
-        return [lora_id for lora_id in self._weights.manager.loras if self._has_tensors(lora_id)]
+        return [lora_id for lora_id in self._weights.lora_manager.loras if self._has_tensors(lora_id)]
 
     def drop_cpu_tensors(self, lora_id: str) -> bool:
         """Drop SGLang's CPU tensors; the adapter object stays, with config, scaling and shapes.
@@ -153,7 +151,7 @@ class AdapterStore:
         """
         if not self.has_file(lora_id) and lora_id not in self._packed and lora_id not in self._kept:
             return False
-        _clear(self._weights.manager.loras[lora_id])
+        _clear(self._weights.lora_manager.loras[lora_id])
         return True
 
     def memory_matrices(self, lora_id: str) -> Callable[[int], LayerMatrices] | None:
@@ -163,7 +161,7 @@ class AdapterStore:
             return lambda layer: kept[layer]
         if not self._has_tensors(lora_id):
             return None
-        adapter = self._weights.manager.loras[lora_id]
+        adapter = self._weights.lora_manager.loras[lora_id]
         return lambda layer: self._weights.matrices(adapter, layer)
 
     def read_file(self, lora_id: str) -> Callable[[int], LayerMatrices]:
@@ -184,7 +182,7 @@ class AdapterStore:
         Raises:
             ValueError: it is being read, has a host copy, or the slots do not fit.
         """
-        ref = self._weights.manager.lora_refs[lora_id]
+        ref = self._weights.lora_manager.lora_refs[lora_id]
         self._reader.start(lora_id, str(ref.lora_path), self._job(lora_id, host_slots))
 
     def poll_reads(self, *, wait: bool = False) -> list[tuple[str, AdapterError | None]]:
@@ -205,7 +203,7 @@ class AdapterStore:
         if lora_id in self._reader:
             raise ValueError(f"elora: {lora_id} is being read already")
         job = self._job(lora_id, host_slots)
-        where = str(self._weights.manager.lora_refs[lora_id].lora_path)
+        where = str(self._weights.lora_manager.lora_refs[lora_id].lora_path)
         error = self._finish(lora_id, as_result(where, job))
         if error is not None:
             raise error
@@ -215,7 +213,7 @@ class AdapterStore:
         self._require_absent(lora_id)
         packed = None if host_slots is None else self._place(lora_id, host_slots)
         ready = self.memory_matrices(lora_id)
-        ref, like = self._weights.manager.lora_refs[lora_id], self._weights.manager.loras[lora_id]
+        ref, like = self._weights.lora_manager.lora_refs[lora_id], self._weights.lora_manager.loras[lora_id]
         base_model = self._weights.base_model
 
         def job() -> _Read:
@@ -230,7 +228,7 @@ class AdapterStore:
     def _finish(self, lora_id: str, found: _Read | AdapterError) -> AdapterError | None:
         if isinstance(found, AdapterError):
             return found
-        loaded = self._weights.manager.loras.get(lora_id)
+        loaded = self._weights.lora_manager.loras.get(lora_id)
         if loaded is None:
             return AdapterError(lora_id, "was unloaded while it was being read", "Load it again.")
         packed, adapter = found
@@ -243,8 +241,8 @@ class AdapterStore:
         return None
 
     def _read_file(self, lora_id: str) -> LoRAAdapter:
-        manager = self._weights.manager
-        return read_version(manager.lora_refs[lora_id], manager.loras[lora_id], self._weights.base_model)
+        known = self._weights.lora_manager
+        return read_version(known.lora_refs[lora_id], known.loras[lora_id], self._weights.base_model)
 
     def _place(self, lora_id: str, host_slots: torch.Tensor) -> PackedAdapter:
         if self._host is None:
@@ -256,28 +254,28 @@ class AdapterStore:
             raise ValueError(f"elora: adapter {lora_id} has a host copy already")
 
     def _has_tensors(self, lora_id: str) -> bool:
-        adapter = self._weights.manager.loras.get(lora_id)
+        adapter = self._weights.lora_manager.loras.get(lora_id)
         return adapter is not None and any(layer.weights for layer in adapter.layers)
 
     def _forget_memory(self, lora_id: str) -> None:
         self._kept.pop(lora_id, None)
-        _clear(self._weights.manager.loras[lora_id])
+        _clear(self._weights.lora_manager.loras[lora_id])
 
 
-def bound_waiting(manager: LoRAManager, lora_id: str, *, limit: int = WAITING_BYTES) -> None:
+def bound_waiting(lora_manager: LoadedAdapters, lora_id: str, *, limit: int = WAITING_BYTES) -> None:
     """An adapter was registered: keep no more than ``limit`` bytes of CPU tensors that a file has, too.
 
-    Works before the pools exist, as adapters of --lora-paths are loaded first. Mutates the manager's adapters.
+    Works before the pools exist, as adapters of --lora-paths are loaded first. Mutates SGLang's adapters.
     """
-    waiting: dict[str, int] = manager.__dict__.setdefault(_WAITING, {})
-    if has_file(manager.lora_refs[lora_id]):
-        layers = manager.loras[lora_id].layers
+    waiting: dict[str, int] = lora_manager.__dict__.setdefault(_WAITING, {})
+    if has_file(lora_manager.lora_refs[lora_id]):
+        layers = lora_manager.loras[lora_id].layers
         waiting[lora_id] = sum(t.nbytes for layer in layers for t in layer.weights.values())
     while sum(waiting.values()) > limit:
         oldest = next(iter(waiting))
         del waiting[oldest]
-        if oldest in manager.loras:
-            _clear(manager.loras[oldest])
+        if oldest in lora_manager.loras:
+            _clear(lora_manager.loras[oldest])
 
 
 def _clear(adapter: LoRAAdapter) -> None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from elora_sglang.core.tree.node import Node
 from elora_sglang.runtime.audit.host import HostAudit
-
-if TYPE_CHECKING:
-    from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+from elora_sglang.runtime.audit.witnesses import Witnesses
 
 _UNKNOWN = -2
 _BASE = -1
@@ -39,15 +38,15 @@ class AuditError(AssertionError):
 
 @dataclass
 class Auditor:
-    """Audits one :class:`EloraRadixCache` and counts what it did.
+    """Audits the pools of one prefix cache and counts what it did.
 
     Args:
-        cache: the cache under audit.
+        witnesses: what is read; none of them is changed.
         interval: audit on every ``interval``-th scheduler tick.
         check_bytes: also compare resident adapters' bytes with their files (the expensive part).
     """
 
-    cache: EloraRadixCache
+    witnesses: Witnesses
     interval: int = 1
     check_bytes: bool = True
     audits: int = 0
@@ -59,9 +58,8 @@ class Auditor:
     _expected: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rows = self.cache.token_to_kv_pool_allocator.size + self.cache.page_size
-        self._ledger = torch.full((rows,), _UNKNOWN, dtype=torch.int32)
-        self.host = HostAudit(self.cache)
+        self._ledger = torch.full((self.witnesses.device_rows,), _UNKNOWN, dtype=torch.int32)
+        self.host = HostAudit(self.witnesses)
 
     # -- the ledger -------------------------------------------------------------------------------
 
@@ -120,7 +118,9 @@ class Auditor:
             *self._kv_without_adapter(running),
             *(Fault(kind, text) for kind, text in self.host.audit()),
         ]
-        self._expected = {uid: b for uid, b in self._expected.items() if uid in self.cache.weights.resident}
+        self._expected = {
+            uid: b for uid, b in self._expected.items() if uid in self.witnesses.weights.resident
+        }
         self.audits += 1
         self.faults += len(faults)
         return faults
@@ -133,9 +133,9 @@ class Auditor:
 
     def _private_slots(self, req: Any) -> torch.Tensor:
         """Slots that the request itself owns: from its tree-owned prefix to the end of its last page."""
-        page = self.cache.page_size
+        page = self.witnesses.page_size
         end = -(-req.kv.kv_allocated_len // page) * page
-        row = self.cache.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+        row = self.witnesses.rows.req_to_token[req.kv.req_pool_idx]
         start = req.kv.cache_protected_len
         slots = row[start : req.kv.kv_allocated_len].cpu().long()
         if page > 1 and len(slots) and end > req.kv.kv_allocated_len:
@@ -145,18 +145,17 @@ class Auditor:
         return slots
 
     def _ownership(self, running: list[Any]) -> Iterable[Fault]:
-        cache, page = self.cache, self.cache.page_size
-        allocator = cache.token_to_kv_pool_allocator
-        owners = torch.zeros(allocator.size + page, dtype=torch.int16)
+        allocator, page = self.witnesses.allocator, self.witnesses.page_size
+        owners = torch.zeros(self.witnesses.device_rows, dtype=torch.int16)
 
         def claim(slots: torch.Tensor) -> None:
             owners.index_add_(0, slots, torch.ones(len(slots), dtype=torch.int16))
 
         free = allocator.get_all_free_pages().cpu().long()
         claim((free[:, None] * page + torch.arange(page)).flatten() if page > 1 else free)
-        for slots in cache.weights.resident.values():
+        for slots in self.witnesses.weights.resident.values():
             claim(slots.cpu().long())
-        for node in cache.tree.kv_nodes():
+        for node in self.witnesses.tree.kv_nodes():
             if node.resident:
                 claim(node.payload.cpu().long())
         for req in running:
@@ -170,30 +169,35 @@ class Auditor:
                 yield Fault(kind, f"{int(bad.sum())} slots, for example {sample}")
 
     def _requests(self, running: list[Any]) -> Iterable[Fault]:
-        cache = self.cache
+        resident, rows = self.witnesses.weights.resident, self.witnesses.rows
         for req in running:
-            if req.lora_id is not None and req.lora_id not in cache.weights.resident:
+            if req.lora_id is not None and req.lora_id not in resident:
                 yield Fault("adapter-missing", f"request {req.rid} runs without its adapter {req.lora_id}")
             if req.lock is None:
                 continue
-            row = cache.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+            row = rows.req_to_token[req.kv.req_pool_idx]
             mine = row[: req.kv.cache_protected_len].cpu().long()
-            tree = cache.path_device_indices(req.lock.node)[: len(mine)].cpu().long()
+            tree = self._path_slots(req.lock.node)[: len(mine)]
             if not torch.equal(mine, tree):
                 yield Fault("row-differs", f"request {req.rid}: its prefix slots are not the tree's")
 
+    def _path_slots(self, node: Node) -> torch.Tensor:
+        """KV slots from the adapter (exclusive) down to ``node``, as the tree has them."""
+        payloads = [one.payload for one in self.witnesses.tree.path(node)]
+        return torch.cat(payloads).cpu().long() if payloads else torch.empty(0, dtype=torch.int64)
+
     def _adapters(self) -> Iterable[Fault]:
-        weights = self.cache.weights
-        claimed = {n.key: n for n in self.cache.tree.adapters() if n.resident and n.key is not None}
+        weights, tree = self.witnesses.weights, self.witnesses.tree
+        claimed = {n.key: n for n in tree.adapters() if n.resident and n.key is not None}
         for lora_id, slots in weights.resident.items():
             node = claimed.pop(lora_id, None)
-            if node is None and not self.cache.tree.has_doomed(lora_id):
+            if node is None and not tree.has_doomed(lora_id):
                 yield Fault("adapter-unclaimed", f"{lora_id} holds slots but has no resident node")
             elif node is not None and not torch.equal(node.payload.cpu().sort().values, slots.cpu()):
                 yield Fault("adapter-moved", f"{lora_id}: tree and LoRA pool name different slots")
-            arriving = node is not None and node.transfer in self.cache.driver.loading
+            arriving = node is not None and node.transfer in self.witnesses.arriving
             if (
-                self.check_bytes and not arriving and not self.cache.tree.has_doomed(lora_id)
+                self.check_bytes and not arriving and not tree.has_doomed(lora_id)
             ):  # its file may be gone already
                 self.adapters_compared += 1
                 found, expected = weights.read_bytes(lora_id), self._file_bytes(lora_id)
@@ -206,22 +210,22 @@ class Auditor:
     def _file_bytes(self, lora_id: str) -> torch.Tensor:
         """What the adapter's bytes must be, read from its file once: an id stands for one content."""
         if lora_id not in self._expected:
-            self._expected[lora_id] = self.cache.weights.expected_bytes(lora_id, from_files=True)
+            self._expected[lora_id] = self.witnesses.weights.expected_bytes(lora_id, from_files=True)
         return self._expected[lora_id]
 
     def _kv_without_adapter(self, running: list[Any]) -> Iterable[Fault]:
-        resident = self.cache.weights.resident
-        for node in self.cache.tree.kv_nodes():
+        resident, tree = self.witnesses.weights.resident, self.witnesses.tree
+        for node in tree.kv_nodes():
             if not node.resident:
                 continue
             computed_under = {int(n) for n in self._ledger[node.payload.cpu().long()].unique()}
-            adapter = self.cache.tree.adapter_of(node)
+            adapter = tree.adapter_of(node)
             expected = self._number(adapter.key)
             if computed_under - {expected, _UNKNOWN}:
                 names = sorted(self._name(n) for n in computed_under)
                 yield Fault("kv-misplaced", f"node {node.id} of {adapter.key} holds KV of {names}")
             for number in computed_under - {_BASE, _UNKNOWN}:
-                if self.cache.tree.policy.dependency and self._names[number] not in resident:
+                if tree.policy.dependency and self._names[number] not in resident:
                     yield Fault("kv-invalid", f"node {node.id}: KV of {self._names[number]}, not resident")
 
 

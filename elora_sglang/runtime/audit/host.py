@@ -5,14 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from elora_sglang.core.tree.node import Node
-
-if TYPE_CHECKING:
-    from elora_sglang.integration.cache.radix_cache import EloraRadixCache
+from elora_sglang.runtime.audit.witnesses import Witnesses
+from elora_sglang.runtime.pool.host import HostPool
+from elora_sglang.runtime.pool.views import UnifiedPool
 
 _UNKNOWN = -2
 
@@ -29,19 +28,18 @@ class HostAudit:
     holds nothing to compare it with.
     """
 
-    cache: EloraRadixCache
+    witnesses: Witnesses
     copies_compared: int = 0
     _sums: dict[int, tuple[tuple[int, int], int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        tier = self.cache.tier
-        size = 0 if tier is None else tier.host.num_slots
-        rows = self.cache.token_to_kv_pool_allocator.size + self.cache.page_size
+        host = self.witnesses.host
+        size = 0 if host is None else host.num_slots
         self.ledger = torch.full((size,), _UNKNOWN, dtype=torch.int32)
         # Which device slot a host slot was copied from or to, and how often that one had been written by then.
         self._twin = torch.full((size,), -1, dtype=torch.int64)
         self._twin_version = torch.zeros(size, dtype=torch.int64)
-        self._version = torch.zeros(rows, dtype=torch.int64)
+        self._version = torch.zeros(self.witnesses.device_rows, dtype=torch.int64)
         self._saves = torch.zeros(size, dtype=torch.int64)
 
     def computed(self, device: torch.Tensor) -> None:
@@ -65,12 +63,12 @@ class HostAudit:
     def audit(self) -> Iterable[tuple[str, str]]:
         """All faults found now as (kind, text). Mutates the checksums and the counter."""
         yield from self._prefixes()
-        if self.cache.tier is not None:
-            yield from self._owners()
-            yield from self._copies()
+        if self.witnesses.host is not None:
+            yield from self._owners(self.witnesses.host)
+            yield from self._copies(self.witnesses.host)
 
     def _prefixes(self) -> Iterable[tuple[str, str]]:
-        tree = self.cache.tree
+        tree = self.witnesses.tree
         for node in tree.walk():
             parent = node.parent
             if parent is None or parent is tree.root:
@@ -82,11 +80,9 @@ class HostAudit:
             if node.kind == "kv" and not node.resident and not node.host:
                 yield "nowhere", f"node {node.id} is in the tree and on neither tier"
 
-    def _owners(self) -> Iterable[tuple[str, str]]:
-        assert self.cache.tier is not None
-        host = self.cache.tier.host
+    def _owners(self, host: HostPool) -> Iterable[tuple[str, str]]:
         owners = torch.zeros(host.num_slots, dtype=torch.int16)
-        for node in self.cache.tree.walk():
+        for node in self.witnesses.tree.walk():
             if node.host_payload is not None and node.size:
                 owners.index_add_(0, node.host_payload, torch.ones(node.size, dtype=torch.int16))
         used = torch.zeros(host.num_slots, dtype=torch.bool)
@@ -104,21 +100,20 @@ class HostAudit:
                 f"{host.available} free and {int(used.sum())} used of {host.num_slots} host slots",
             )
 
-    def _copies(self) -> Iterable[tuple[str, str]]:
-        cache = self.cache
+    def _copies(self, host: HostPool) -> Iterable[tuple[str, str]]:
+        tree, weights = self.witnesses.tree, self.witnesses.weights
         sums: dict[int, tuple[tuple[int, int], int]] = {}
-        store = cache.weights.store
-        for node in cache.tree.walk():
-            if not node.size or not node.clean or cache.tree.is_doomed(node):
+        for node in tree.walk():
+            if not node.size or not node.clean or tree.is_doomed(node):
                 continue
             self.copies_compared += 1
             if node.kind == "adapter":
-                found = store.host_bytes(node.key)
-                if node.resident and not torch.equal(found, cache.weights.read_bytes(node.key)):
+                found = weights.store.host_bytes(node.key)
+                if node.resident and not torch.equal(found, weights.read_bytes(node.key)):
                     yield "copy-differs", f"adapter {node.key}: host and device bytes differ"
             else:
-                found = self._bytes(node, device=False)
-                if node.resident and not self._agree(node, found, self._bytes(node, device=True)):
+                found = _bytes(host, node.host_payload)
+                if node.resident and not self._agree(node, found, _bytes(weights.pool, node.payload)):
                     yield "copy-differs", f"node {node.id}: host and device bytes differ"
             # One copy is known by where it lies and how often that was written.
             place = torch.cat((node.host_payload, self._saves[node.host_payload]))
@@ -135,20 +130,19 @@ class HostAudit:
         if self._same_source(node):
             return False
         # KV that was computed twice, in batches of other shapes, agrees up to rounding.
-        kv = self.cache.token_to_kv_pool_allocator.get_kvcache()
+        kv = self.witnesses.allocator.get_kvcache()
         if kv is None or kv.dtype.itemsize < 2:
             return kv is not None
         ours, theirs = host.view(kv.dtype).float(), device.view(kv.dtype).float()
         allowed = ROUNDING[kv.dtype.itemsize]
         return bool(torch.allclose(ours, theirs, rtol=allowed, atol=allowed))
 
-    def _bytes(self, node: Node, *, device: bool) -> torch.Tensor:
-        assert self.cache.tier is not None
-        pool = self.cache.weights.pool if device else self.cache.tier.host
-        slots = node.payload if device else node.host_payload
-        rows = [
-            pool.byte_rows(layer, stream)[slots.to(pool.device)].cpu().flatten()
-            for layer in range(pool.num_layers)
-            for stream in (0, 1)
-        ]
-        return torch.cat(rows)
+
+def _bytes(pool: UnifiedPool, slots: torch.Tensor) -> torch.Tensor:
+    """All bytes in these slots of a pool, layer by layer: uint8 on the CPU."""
+    rows = [
+        pool.byte_rows(layer, stream)[slots.to(pool.device)].cpu().flatten()
+        for layer in range(pool.num_layers)
+        for stream in (0, 1)
+    ]
+    return torch.cat(rows)

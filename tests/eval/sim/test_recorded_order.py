@@ -14,7 +14,7 @@ import torch
 
 from elora_sglang.eval.baselines import record
 from elora_sglang.eval.sim import recorded
-from elora_sglang.eval.trees.systems import StockCache
+from elora_sglang.eval.trees.caches import StockCache
 from elora_sglang.patches.baselines import _RECORDED
 
 

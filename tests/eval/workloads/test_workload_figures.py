@@ -155,7 +155,7 @@ def test_the_command_takes_parts(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--set", "turns=many"], "write NAME=VALUE"),
         (["chat", "--set", "colour=1"], "no parameter 'colour'"),
         (["chat", "--rate", "-1"], "rate must be above 0"),
-        (["chat", "--block-tokens", "0"], "--block-tokens must be at least 1"),
+        (["chat", "--block-tokens", "0"], "argument --block-tokens: '0' is not a whole number of at least 1"),
         (["chat", "--duration", "0.001"], "no sessions"),
         (["--trace", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--trace", "missing.jsonl", "--set", "a=1"], "--set is for generators"),

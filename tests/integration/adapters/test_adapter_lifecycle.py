@@ -23,8 +23,9 @@ from sglang.srt.managers.io_struct import (
 from support.adapter_folders import CONFIG, Q_A, WEIGHTS_FILE, poison, set_config, write_adapter
 
 from elora_sglang.integration.adapters import tokenizer_side as adapter_lifecycle
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING, AdapterLifecycle, is_version
+from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING, AdapterLifecycle
 from elora_sglang.runtime.adapters.names import NameFault
+from elora_sglang.runtime.adapters.versions import is_version
 
 
 class Schedulers:

@@ -18,10 +18,11 @@ from sglang.srt.managers.io_struct import (
 from support.adapter_folders import CONFIG, Q_A, WEIGHTS_FILE, change_tensors, write_adapter
 
 from elora_sglang.integration.adapters import scheduler_side as hooks
-from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING, version_id
+from elora_sglang.integration.adapters.tokenizer_side import STILL_RUNNING
 from elora_sglang.integration.plugin.verify import Refused
 from elora_sglang.runtime.adapters.files import read_folder
 from elora_sglang.runtime.adapters.tensors import encode
+from elora_sglang.runtime.adapters.versions import version_id
 
 
 class Pool:

@@ -19,12 +19,12 @@ from sglang.srt.lora.lora import LoRAAdapter
 from sglang.srt.lora.lora_registry import LoRARef
 from support.lora_world import Shape, World, make_world, random_adapter, scattered_slots
 
-from elora_sglang.integration.adapters import reader as adapter_reader
-from elora_sglang.integration.adapters.reader import NO_FILE
-from elora_sglang.integration.adapters.tokenizer_side import version_id
+from elora_sglang.integration.weights import reader as adapter_reader
 from elora_sglang.integration.weights.peft import normalize_weights
+from elora_sglang.integration.weights.reader import NO_FILE
 from elora_sglang.integration.weights.store import bound_waiting
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder
+from elora_sglang.runtime.adapters.versions import version_id
 from elora_sglang.runtime.pool.host import HostPool
 
 SHAPE = Shape()
@@ -143,7 +143,7 @@ def test_a_transfer_by_ascending_slots(world: World, tmp_path: Path) -> None:
     slots = scattered_slots(pool.slots_needed(lora_id), 4096, 16, 5)
     pool.adopt(lora_id, slots)
     assert pool.resident.keys() == {lora_id} and not torch.equal(pool.read_bytes(lora_id), expected)
-    copy_rows(store.host, store.host_slots(lora_id), pool.pool, pool.slots_of(lora_id))
+    copy_rows(store.host, store.host_slots(lora_id), pool.pool, pool.resident[lora_id])
     assert torch.equal(pool.read_bytes(lora_id), expected)
     with pytest.raises(ValueError, match="already resident"):
         pool.adopt(lora_id, slots)
@@ -332,7 +332,7 @@ def test_layers_are_waited_for_before_their_weights_are_read(world: World, tmp_p
         waited.append(layer)
         for stream in (0, 1):
             rows = pool.store.host.byte_rows(layer, stream)[pool.store.host_slots(lora_id)]
-            pool.pool.byte_rows(layer, stream)[pool.slots_of(lora_id)] = rows
+            pool.pool.byte_rows(layer, stream)[pool.resident[lora_id]] = rows
 
     pool.layer_fence = arrive
     x = torch.randn(3, SHAPE.hidden, generator=torch.Generator().manual_seed(0))

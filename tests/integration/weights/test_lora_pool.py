@@ -181,8 +181,8 @@ def test_life_of_an_adapter() -> None:
     pool.remove_lora("never seen")
     assert set(pool.resident) == {"a"}
     del world.manager.loras["a"]
-    pool.drop("a", slots)
-    pool.drop("a", slots)
+    pool.drop("a")
+    pool.drop("a")
     assert not pool.resident
     with pytest.raises(KeyError, match="not loaded"):
         pool.slots_needed("a")

@@ -13,7 +13,7 @@ import torch
 from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 
-from elora_sglang.kernels.paged_lora.inputs import Inputs, make_inputs
+from elora_sglang.eval.gpu.cases.paged_lora import Inputs, make_inputs
 
 SEED = random.SystemRandom().randrange(2**31)
 KV_HEADS, SIZE = 2, 16

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from elora_sglang.eval.gpu.cases.paged_lora import MODULE, Inputs, make_inputs
 from elora_sglang.integration.weights import kernels as lora_kernels
 from elora_sglang.integration.weights.backend import EloraLoRABackend
 from elora_sglang.integration.weights.pool import PLACE
-from elora_sglang.kernels.paged_lora.inputs import MODULE, Inputs, make_inputs
 
 ROWS = [(0, 1), (1, 1), (None, 1), (2, 1), (0, 1)]
 

@@ -8,9 +8,9 @@ import random
 import pytest
 import torch
 
-from elora_sglang.kernels.cases import OPS, Case, awkward
-from elora_sglang.kernels.paged_lora.inputs import case as lora_case
-from elora_sglang.kernels.paged_lora.inputs import make_inputs
+from elora_sglang.eval.gpu.cases import OPS, Case, awkward
+from elora_sglang.eval.gpu.cases.paged_lora import case as lora_case
+from elora_sglang.eval.gpu.cases.paged_lora import make_inputs
 from elora_sglang.kernels.paged_lora.tables import TableSet
 
 SEED = random.SystemRandom().randrange(2**31)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from elora_sglang.integration.adapters.tokenizer_side import is_version
 from elora_sglang.runtime.adapters.files import AdapterError, read_folder
+from elora_sglang.runtime.adapters.versions import is_version
 
 if TYPE_CHECKING:
     from sglang.srt.lora.lora import LoRAAdapter

@@ -1,15 +1,11 @@
-"""Fresh random inputs of every op with what must come out: one test and one benchmark run them all."""
+"""One op on one set of inputs, with what must come out."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-
-#: Folders of the ops.
-OPS = ("paged_lora", "page_copy")
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,3 @@ class Case:
             raise AssertionError(f"{int((found != expected).sum())} of {found.numel()} numbers differ")
         if not torch.equal(found, self.run[implementation]()):
             raise AssertionError("the same inputs gave other bits the second time")
-
-
-def awkward(op: str, seed: int, device: torch.device | str) -> Iterator[Case]:
-    """Small cases of an op that are easily done wrong."""
-    inputs = importlib.import_module(f"elora_sglang.kernels.{op}.inputs")
-    yield from inputs.awkward(seed, device)

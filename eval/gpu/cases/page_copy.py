@@ -8,9 +8,12 @@ from functools import partial
 
 import torch
 
-from elora_sglang.kernels.cases import Case
+from elora_sglang.eval.gpu.cases.case import Case
 from elora_sglang.kernels.page_copy import reference
 from elora_sglang.kernels.page_copy.rows import Rows
+
+#: Imported where it runs: Triton is not on every machine.
+KERNEL = "elora_sglang.kernels.page_copy.triton_kernel"
 
 
 def make_rows(
@@ -57,7 +60,11 @@ def case(
     slots = [torch.tensor(given, dtype=torch.int32, device=device) for given in (source_slots, target_slots)]
 
     def run(name: str) -> torch.Tensor:
-        module = reference if name == "reference" else importlib.import_module(f"{__package__}.triton_kernel")
+        module = (
+            reference
+            if name == "reference"
+            else importlib.import_module("elora_sglang.kernels.page_copy.triton_kernel")
+        )
         poison(target)
         module.copy_rows(source, target, *slots, layers)
         if device.type == "cuda":  # host memory does not wait for a stream

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from elora_sglang.kernels.cases import Case
+from elora_sglang.eval.gpu.cases.case import Case
 from elora_sglang.kernels.paged_lora import reference
 from elora_sglang.kernels.paged_lora.segments import SegmentBatch, plan_segments
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
@@ -19,6 +19,9 @@ from elora_sglang.runtime.pool.views import UnifiedPool
 
 if TYPE_CHECKING:
     from elora_sglang.kernels.paged_lora.triton_kernel import Place
+
+#: Imported where it runs: Triton is not on every machine.
+KERNEL = "elora_sglang.kernels.paged_lora.triton_kernel"
 
 MODULE = "module"
 
@@ -62,7 +65,7 @@ class Inputs:
 
     def place(self) -> Place:
         """Where the module lies, for the Triton kernels."""
-        kernel = importlib.import_module(f"{__package__}.triton_kernel")
+        kernel = importlib.import_module(KERNEL)
         adapter = self.adapters[0]
         rows = [adapter.pool.byte_rows(self.layer, stream).view(adapter.dtype) for stream in (0, 1)]
         found: Place = kernel.Place(rows[0], rows[1], self.layer, 0, 1, self.widths)
@@ -155,7 +158,7 @@ def case(name: str, inputs: Inputs, tile_rows: int = 16, **sizes: int) -> Case:
         return reference.add_lora(inputs.x, inputs.out.clone(), inputs.batch(), inputs.layer, inputs.module)
 
     def run_triton() -> torch.Tensor:
-        kernel = importlib.import_module(f"{__package__}.triton_kernel")
+        kernel = importlib.import_module(KERNEL)
         config, batch = kernel.Config(**sizes), inputs.device_batch(tile_rows)
         size = (config.splits, len(batch.order), batch.rank_rows)
         h = torch.full(size, float("nan"), device=inputs.x.device)
