@@ -2,7 +2,7 @@
 
 In the figure is every call that SGLang makes of ELORA in an iteration, as wall time: the tick (books, policy, plan,
 and carrying the plan out: slots of both tiers, copies launched and polled), ``enqueued``, ``ready``, ``match_prefix``,
-the locks, ``load_adapter``, ``init_load_back``, ``admitted``, evictions for prompts and decoding, ``before_forward``,
+the locks, ``adapters.load``, ``init_load_back``, ``admitted``, evictions for prompts and decoding, ``before_forward``,
 both checkpoints, ``on_release``. "Deciding" is the part spent in the events of the cache manager, ``core/``; the rest
 executes.
 

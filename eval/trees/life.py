@@ -212,7 +212,7 @@ class Life:
         promised = sum(one.answer for one in self.running)
         need = len(ids) - req.prefix_len + req.answer + (0 if adapter.resident else adapter.size)
         room = self.world.allocator.available_size() + self._elora(cache.evictable_size)
-        if need + promised >= room or not (adapter.resident or self._elora(cache.load_adapter, adapter)):
+        if need + promised >= room or not (adapter.resident or self._elora(cache.adapters.load, adapter)):
             self._elora(cache.unlock, held)
             return False
         held = held or self._elora(cache.lock, req.last_node)

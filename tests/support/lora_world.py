@@ -153,7 +153,7 @@ class World:
     shape: Shape
     model: ToyModel
     pool: Any
-    manager: SimpleNamespace
+    lora_manager: SimpleNamespace
     stock: bool = False
     kv: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default=([], []))
 
@@ -164,19 +164,19 @@ class World:
             LoRAConfig.from_dict(config),
             self.model.config,
             None,  # type: ignore[arg-type]  # only used to find files
-            self.manager.lora_backend,
+            self.lora_manager.lora_backend,
             base_model=self.model,
         )
         original = LoRAAdapter._normalize_weights
         ours = original if self.stock else lambda adapter: normalize_weights(original, adapter)
         with mock.patch.object(LoRAAdapter, "_normalize_weights", ours):
             adapter.initialize_weights_from_tensors(dict(tensors))
-        self.manager.loras[lora_id] = adapter
-        self.manager.lora_refs[lora_id] = SimpleNamespace(pinned=False, lora_path=None)
+        self.lora_manager.loras[lora_id] = adapter
+        self.lora_manager.lora_refs[lora_id] = SimpleNamespace(pinned=False, lora_path=None)
         return adapter
 
     def layer(self, layer: int, module: str) -> Any:
-        return next(m for name, m in self.manager.lora_modules[layer].items() if name.endswith(module))
+        return next(m for name, m in self.lora_manager.lora_modules[layer].items() if name.endswith(module))
 
     def batch(self, requests: list[tuple[str | None, int]]) -> None:
         """Make (adapter, rows) requests the current batch, through SGLang's own sequence of calls."""
@@ -184,8 +184,8 @@ class World:
         with no_pinning():
             self.pool.prepare_lora_batch(
                 cur_uids=set(ids),
-                lora_adapters=self.manager.loras,
-                lora_modules=self.manager.lora_modules,
+                lora_adapters=self.lora_manager.loras,
+                lora_modules=self.lora_manager.lora_modules,
                 lora_refs={},
                 lora_embed_tokens_module=None,
                 lora_lm_head_module=None,
@@ -193,8 +193,8 @@ class World:
         ranks, scalings = [0] * self.pool.max_loras_per_batch, [0.0] * self.pool.max_loras_per_batch
         for lora_id in filter(None, ids):
             index = self.pool.get_buffer_id(lora_id)
-            ranks[index] = self.manager.loras[lora_id].config.r
-            scalings[index] = self.manager.loras[lora_id].scaling
+            ranks[index] = self.lora_manager.loras[lora_id].config.r
+            scalings[index] = self.lora_manager.loras[lora_id].scaling
         lengths = [rows for _, rows in requests]
         forward = SimpleNamespace(
             batch_size=len(requests),
@@ -202,7 +202,7 @@ class World:
             extend_seq_lens=torch.tensor(lengths, dtype=torch.int32),
             forward_mode=ForwardMode.EXTEND,
         )
-        backend = self.manager.lora_backend
+        backend = self.lora_manager.lora_backend
         indices = [self.pool.uid_to_buffer_id[i] for i in ids]
         with no_pinning():
             backend.prepare_lora_batch(forward, indices, ranks, scalings, False)
@@ -256,10 +256,10 @@ def make_world(
                     pool.get_tensor(target, index, LoRAType.LORA_A),
                     pool.get_tensor(target, index, LoRAType.LORA_B),
                 )
-    manager = SimpleNamespace(loras={}, lora_refs={}, lora_modules=wrapped, lora_backend=backend)
-    world = World(shape, model, pool, manager, stock)
+    lora_manager = SimpleNamespace(loras={}, lora_refs={}, lora_modules=wrapped, lora_backend=backend)
+    world = World(shape, model, pool, lora_manager, stock)
     if not stock:
-        pool.attach(manager)
+        pool.attach(lora_manager)
         bind_kv(world, kv_dtype or dtype, page_size, slots, max(1, shape.kv_heads // tp[1]))
     return world
 

@@ -26,7 +26,8 @@ class EloraLoRAMemoryPool(PooledAdapters, LoRAMemoryPool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         PooledAdapters.__init__(self)
-        LoRAMemoryPool.__init__(self, *args, **kwargs)
+        # Not by its name: SGLang's plugin registry makes that name mean this class, in this module as in all others.
+        super(PooledAdapters, self).__init__(*args, **kwargs)
 
     def drop_all(self) -> None:
         """Forget all residency, as after a flush."""

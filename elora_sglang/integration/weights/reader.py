@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -65,9 +64,6 @@ class BackgroundReader(Generic[Result]):
     def __contains__(self, key: str) -> bool:
         return key in self._jobs
 
-    def __len__(self) -> int:
-        return len(self._jobs)
-
     def start(self, key: str, where: str, job: Callable[[], Result]) -> None:
         """Queue ``job``. ``where``: what it reads, for messages. Raises ValueError while ``key`` is in flight."""
         if key in self._jobs:
@@ -87,14 +83,6 @@ class BackgroundReader(Generic[Result]):
             finished.append((key, as_result(where, job.result)))
         return finished
 
-    def close(self) -> None:
-        """End the thread once its current job is done; jobs that have not begun are dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
-        self._jobs.clear()
-        self._where.clear()
-
 
 def as_result(where: str, job: Callable[[], Result]) -> Result | AdapterError:
     """What ``job`` returns, or the fault it ends in as an :class:`AdapterError` about ``where``."""
@@ -111,8 +99,3 @@ def _without_grad(job: Callable[[], Any]) -> Any:
     # Pools made in SGLang's inference mode can be written in that mode only.
     with torch.inference_mode():
         return job()
-
-
-def reader_threads() -> int:
-    """Threads of background readers that are alive; for tests."""
-    return sum(thread.name.startswith("elora-read") for thread in threading.enumerate())

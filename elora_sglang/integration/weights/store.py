@@ -80,11 +80,6 @@ class AdapterStore:
         self.drop_all()
         self._host = host
 
-    @property
-    def resident(self) -> dict[str, torch.Tensor]:
-        """Host slots of every adapter with a host copy, ascending, int64. A new dict."""
-        return {lora_id: packed.slots for lora_id, packed in self._packed.items()}
-
     def host_slots(self, lora_id: str) -> torch.Tensor:
         """Slots of the adapter's host copy, *ascending*: pair them with ascending device slots. KeyError: none."""
         return self._packed[lora_id].slots
@@ -193,10 +188,6 @@ class AdapterStore:
         adapter recovers when its file is back.
         """
         return [(lora_id, self._finish(lora_id, found)) for lora_id, found in self._reader.done(wait=wait)]
-
-    def reading(self, lora_id: str) -> bool:
-        """Whether a read of the adapter is in flight."""
-        return lora_id in self._reader
 
     def read_into_host(self, lora_id: str, host_slots: torch.Tensor) -> None:
         """As :meth:`start_read`, at once. Raises AdapterError; ValueError as there."""

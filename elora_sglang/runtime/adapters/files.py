@@ -10,19 +10,16 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 ADDED_TOKENS_FILE = "added_tokens.json"
-
-#: A safetensors header larger than this is a corrupt length, not a header (the format's own limit).
-MAX_HEADER_BYTES = 100_000_000
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -120,89 +117,60 @@ def resolve_path(path: str) -> str:
         ) from error
 
 
-def parse_safetensors(data: bytearray, where: str) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file held in memory; they share ``data``'s memory where alignment allows.
+def parse_safetensors(data: bytes | bytearray, where: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file held in memory; each has memory of its own.
 
-    Format: 8-byte little-endian header length, JSON header, data
-    (https://huggingface.co/docs/safetensors, "Format").
+    The library copies the tensors out of ``data``. That costs 20 ms for an adapter of 168 MB, beside 140 ms for reading
+    it and 220 ms for its hash; views of ``data`` would save it and were not worth a parser of our own.
 
     Raises:
         AdapterError: truncated or corrupt, or a dtype that is not a plain float.
     """
-    advice = "Copy or download the file again."
-    if len(data) < 8:
-        raise AdapterError(where, f"truncated safetensors, {len(data)} bytes are no header", advice)
-    length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER_BYTES:
-        raise AdapterError(where, f"not a safetensors file, its header claims {length} bytes", advice)
-    if 8 + length > len(data):
-        fault = f"truncated safetensors, the header needs {8 + length} bytes and the file has {len(data)}"
-        raise AdapterError(where, fault, advice)
     try:
-        header = json.loads(data[8 : 8 + length])
-    except (UnicodeDecodeError, ValueError) as error:
-        raise AdapterError(where, "corrupt safetensors, its header is not JSON", advice) from error
-    if not isinstance(header, dict):
-        raise AdapterError(where, "corrupt safetensors, its header is not a JSON object", advice)
-    header.pop("__metadata__", None)
-    body = 8 + length
+        entries = safetensors.deserialize(bytes(data))
+    except safetensors.SafetensorError as error:
+        raise AdapterError(
+            where, _safetensors_fault(data, str(error)), "Copy or download the file again."
+        ) from error
     tensors: dict[str, torch.Tensor] = {}
-    expected_end = 0
-    for name, entry in sorted(header.items(), key=_entry_start):
-        dtype, shape, start, end = _entry(name, entry, where, advice)
-        if start != expected_end or end - start != prod(shape) * dtype.itemsize:
+    for name, entry in entries:
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
             raise AdapterError(
-                where, f"corrupt safetensors, offsets of {name!r} do not fit its shape", advice
+                where,
+                f"tensor {name!r} has dtype {entry['dtype']}, LoRA weights must be one of {', '.join(_DTYPES)}",
+                "Save the adapter in a plain floating-point dtype.",
             )
-        if body + end > len(data):
-            fault = f"truncated safetensors, {name!r} ends at byte {body + end} of {len(data)}"
-            raise AdapterError(where, fault, advice)
-        tensors[name] = _tensor(data, body + start, dtype, shape)
-        expected_end = end
-    if body + expected_end != len(data):
-        extra = len(data) - body - expected_end
-        raise AdapterError(where, f"corrupt safetensors, {extra} bytes belong to no tensor", advice)
+        stored, shape = entry["data"], entry["shape"]
+        tensors[name] = (
+            torch.frombuffer(stored, dtype=dtype).view(shape) if stored else torch.empty(shape, dtype=dtype)
+        )
     return tensors
 
 
-def _entry_start(item: tuple[str, Any]) -> tuple[int, str]:
-    name, entry = item
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    first = offsets[0] if isinstance(offsets, list) and offsets else 0
-    return (first if isinstance(first, int) else 0, name)
+def _safetensors_fault(data: bytes | bytearray, said: str) -> str:
+    """What is wrong, from what the library said; it has one sentence for a file that is too short and too long."""
+    length = int.from_bytes(data[:8], "little")
+    if "header too small" in said:
+        return f"truncated safetensors, {len(data)} bytes are no header"
+    if "header too large" in said:
+        return f"not a safetensors file, its header claims {length} bytes"
+    if "invalid header length" in said:
+        return f"truncated safetensors, the header needs {8 + length} bytes and the file has {len(data)}"
+    if "not fully covered" in said:
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        end, name = max(((entry["data_offsets"][1], name) for name, entry in header.items()), default=(0, ""))
+        missing = 8 + length + end - len(data)
+        if missing > 0:
+            return f"truncated safetensors, {name!r} ends at byte {8 + length + end} of {len(data)}"
+        return f"corrupt safetensors, {-missing} bytes belong to no tensor"
+    return f"corrupt safetensors, {said.removeprefix('Error while deserializing: ')}"
 
 
-def _entry(name: str, entry: Any, where: str, advice: str) -> tuple[torch.dtype, list[int], int, int]:
+def _read_bytes(file: Path) -> bytes:
     try:
-        code, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
-            raise TypeError("sizes must be non-negative integers")
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(
-            where, f"corrupt safetensors, the entry of {name!r} is malformed", advice
-        ) from error
-    dtype = _DTYPES.get(code)
-    if dtype is None:
-        raise AdapterError(
-            where,
-            f"tensor {name!r} has dtype {code}, LoRA weights must be one of {', '.join(_DTYPES)}",
-            "Save the adapter in a plain floating-point dtype.",
-        )
-    return dtype, shape, start, end
-
-
-def _tensor(data: bytearray, offset: int, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    count = prod(shape)
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    if offset % dtype.itemsize:  # legal in the format; some kernels do not like unaligned memory
-        data, offset = data[offset : offset + count * dtype.itemsize], 0
-    return torch.frombuffer(data, dtype=dtype, count=count, offset=offset).reshape(shape)
-
-
-def _read_bytes(file: Path) -> bytearray:
-    try:
-        return bytearray(file.read_bytes())
+        return file.read_bytes()
     except OSError as error:
         fault = (
             "file is missing"

@@ -163,12 +163,6 @@ def _unlock(memory: torch.Tensor) -> None:
         logger.warning("elora: pinned host memory was not unlocked (CUDA error %d)", int(status))
 
 
-def slots_for(nbytes: int, like: UnifiedPool) -> int:
-    """Host slots that ``nbytes`` bytes hold for a device pool like ``like``: whole pages, 0 if below one."""
-    slots = nbytes // (like.num_layers * sum(like.row_bytes))
-    return slots - slots % like.page_size
-
-
 def available_memory() -> int | None:
     """Bytes this process can still take: the kernel's estimate or the control group's, whichever is less."""
     found = []

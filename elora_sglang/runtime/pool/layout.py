@@ -101,16 +101,6 @@ class AdapterLayout:
     page_size: int
     slots: int
 
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of weights over all layers, without alignment and unused tails."""
-        return self.itemsize * sum(p.rows * p.cols for layer in self.layers for p in layer.pieces)
-
-    @property
-    def pool_bytes(self) -> int:
-        """Bytes of the pool that the adapter's slots take over all layers."""
-        return self.slots * sum(self.row_bytes) * len(self.layers)
-
     def table(self, layer: int) -> list[tuple[int, int, int, int, int, int, int]]:
         """Static table for kernels: (module index, matrix, first row, rows, columns, stream, byte offset).
 

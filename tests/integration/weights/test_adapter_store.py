@@ -53,7 +53,7 @@ def world() -> Iterator[World]:
     pool = world.pool
     pool.store.bind(HostPool(1024, pool.pool, pin=False))
     yield world
-    pool.store._reader.close()
+    pool.store.poll_reads(wait=True)
 
 
 def add(world: World, folder: Path, seed: int = 1, *, file: bool = True) -> str:
@@ -66,7 +66,9 @@ def add(world: World, folder: Path, seed: int = 1, *, file: bool = True) -> str:
     lora_id = version_id(files.version(), seed)
     world.add(lora_id, config, files.tensors)
     path = str(folder) if file else NO_FILE
-    world.manager.lora_refs[lora_id] = LoRARef(lora_id=lora_id, lora_name="sql", lora_path=path, pinned=False)
+    world.lora_manager.lora_refs[lora_id] = LoRARef(
+        lora_id=lora_id, lora_name="sql", lora_path=path, pinned=False
+    )
     return lora_id
 
 
@@ -96,11 +98,11 @@ def test_every_source_gives_the_same_bytes_on_the_device(world: World, tmp_path:
     expected = world.pool.expected_bytes(lora_id)
     slots = place(world, lora_id)
     assert store.source(lora_id) == "host" and store.in_memory() == []
-    assert torch.equal(store.resident[lora_id], slots)
+    assert torch.equal(store.host_slots(lora_id), slots)
     assert torch.equal(store.host_bytes(lora_id), expected)
     assert torch.equal(device_bytes(world, lora_id), expected)
     store.drop_host(lora_id)
-    assert store.source(lora_id) == "file" and not store.resident
+    assert store.source(lora_id) == "file" and not store._packed
     assert torch.equal(device_bytes(world, lora_id), expected)
     assert torch.equal(world.pool.expected_bytes(lora_id), expected)
     assert torch.equal(world.pool.expected_bytes(lora_id, from_files=True), expected)
@@ -108,7 +110,7 @@ def test_every_source_gives_the_same_bytes_on_the_device(world: World, tmp_path:
 
 def test_cpu_tensors_are_gone_once_the_adapter_has_a_host_copy(world: World, tmp_path: Path) -> None:
     lora_id = add(world, tmp_path / "a")
-    adapter = world.manager.loras[lora_id]
+    adapter = world.lora_manager.loras[lora_id]
     alive = [weakref.ref(t) for layer in adapter.layers for t in layer.weights.values()]
     scaling, rank = adapter.scaling, adapter.config.r
     assert len(alive) == 2 * SHAPE.layers * 3  # A and B of qkv_proj, o_proj and gate_up_proj
@@ -172,13 +174,13 @@ def test_a_read_does_not_hold_up_its_caller(
     store.start_read(first, host_slots(world, first))
     store.start_read(second)
     assert reading.wait(30)
-    assert store.poll_reads() == [] and store.reading(first) and store.source(first) == "file"
+    assert store.poll_reads() == [] and first in store._reader and store.source(first) == "file"
     with pytest.raises(ValueError, match="being read already"):
         store.start_read(first)
     disk.set()
     assert store.poll_reads(wait=True) == [(first, None), (second, None)]
     assert (store.source(first), store.source(second)) == ("host", "memory")
-    assert not store.reading(first) and store.poll_reads() == []
+    assert first not in store._reader and store.poll_reads() == []
     for lora_id in (first, second):
         assert torch.equal(device_bytes(world, lora_id), world.pool.expected_bytes(lora_id, from_files=True))
 
@@ -234,7 +236,7 @@ def test_a_spoiled_file_is_named_others_load_and_it_recovers(
     assert (failed, fine, nothing) == (lora_id, other, None)
     assert isinstance(error, AdapterError) and error.status_code == 400
     assert words in str(error) and str(folder) in str(error) and "\n" not in str(error)
-    assert lora_id not in store.resident and store.source(lora_id) == "file"
+    assert lora_id not in store._packed and store.source(lora_id) == "file"
     with pytest.raises(AdapterError):
         world.pool.load(lora_id, scattered_slots(world.pool.slots_needed(lora_id), 4096, 16, 1))
     assert lora_id not in world.pool.resident
@@ -292,10 +294,10 @@ def test_bytes_without_a_file_never_leave_memory(world: World, tmp_path: Path) -
 def test_unloaded_while_it_is_read(world: World, tmp_path: Path) -> None:
     store, lora_id = world.pool.store, add(world, tmp_path / "a")
     store.start_read(lora_id, host_slots(world, lora_id))
-    del world.manager.loras[lora_id]
+    del world.lora_manager.loras[lora_id]
     world.pool.remove_lora(lora_id)
     ((_, error),) = store.poll_reads(wait=True)
-    assert "was unloaded while it was being read" in str(error) and not store.resident
+    assert "was unloaded while it was being read" in str(error) and not store._packed
 
 
 def test_a_flush_forgets_copies_and_waits_for_reads(world: World, tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_a_flush_forgets_copies_and_waits_for_reads(world: World, tmp_path: Path
     place(world, second)
     store.start_read(first, host_slots(world, first))
     store.drop_all()
-    assert not store.resident and store.poll_reads() == []
+    assert not store._packed and store.poll_reads() == []
     assert (store.source(first), store.source(second)) == ("memory", "memory")
 
 
@@ -312,8 +314,10 @@ def test_registering_many_adapters_keeps_few_in_memory(world: World, tmp_path: P
     ids = []
     for seed in range(12):
         ids.append(add(world, tmp_path / str(seed), seed, file=seed != 0))
-        size = sum(t.nbytes for layer in world.manager.loras[ids[-1]].layers for t in layer.weights.values())
-        bound_waiting(world.manager, ids[-1], limit=3 * size)
+        size = sum(
+            t.nbytes for layer in world.lora_manager.loras[ids[-1]].layers for t in layer.weights.values()
+        )
+        bound_waiting(world.lora_manager, ids[-1], limit=3 * size)
         assert len(world.pool.store.in_memory()) <= 4
     assert world.pool.store.in_memory() == [ids[0], *ids[-3:]]  # the one without a file, and the newest
     for lora_id in ids:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from support.layout_bytes import payload_bytes
 from support.lora_world import (
     MODULES,
     Shape,
@@ -20,7 +21,9 @@ from support.lora_world import (
     tp_shard,
 )
 
+from elora_sglang.integration.weights import pool as memory_pool
 from elora_sglang.integration.weights.peft import FUSED, lora_scaling
+from elora_sglang.integration.weights.pool import EloraLoRAMemoryPool
 from elora_sglang.runtime.adapters.files import AdapterError
 from elora_sglang.runtime.pool.layout import CUT_WORTH
 
@@ -180,7 +183,7 @@ def test_life_of_an_adapter() -> None:
     pool.remove_lora("a")
     pool.remove_lora("never seen")
     assert set(pool.resident) == {"a"}
-    del world.manager.loras["a"]
+    del world.lora_manager.loras["a"]
     pool.drop("a")
     pool.drop("a")
     assert not pool.resident
@@ -238,8 +241,8 @@ def test_base_batches_run_before_any_adapter_was_there() -> None:
     world = make_world()
     assert world.pool.uid_to_buffer_id == {None: 0}
     forward = SimpleNamespace(batch_size=3, extend_seq_lens_cpu=[1, 1, 1], forward_mode=ForwardMode.EXTEND)
-    world.manager.lora_backend.prepare_lora_batch(forward, [0, 0, 0], [0] * 32, [0] * 32, False)
-    assert not world.manager.lora_backend.batch_info.rows.segments
+    world.lora_manager.lora_backend.prepare_lora_batch(forward, [0, 0, 0], [0] * 32, [0] * 32, False)
+    assert not world.lora_manager.lora_backend.batch_info.rows.segments
 
 
 def test_any_lora_rank_is_supported_but_only_wrapped_modules() -> None:
@@ -268,7 +271,7 @@ def test_scaling(options: dict[str, Any], alpha: int, rank: int, expected: float
 
 def effective_delta(world: World, lora_id: str, layer: int, module: str) -> torch.Tensor:
     """``scaling * B @ A`` of a whole (fused) module, from the CPU weights as they go into the pool."""
-    adapter = world.manager.loras[lora_id]
+    adapter = world.lora_manager.loras[lora_id]
     shape = next(s for s in world.pool._shapes(adapter, layer) if s.name == module)
     matrices = world.pool.matrices(adapter, layer)
     delta = torch.zeros(world.layer(layer, module).lora_offsets[-1], shape.in_features)
@@ -310,7 +313,7 @@ def test_adapter_trained_on_fused_modules_stores_its_a_once() -> None:
     world = make_world()
     config, tensors = random_adapter(SHAPE, ["qkv_proj", "gate_up_proj"], 4, seed=6)
     world.add("a", config, tensors)
-    assert world.pool.layout("a").payload_bytes == sum(t.numel() * 4 for t in tensors.values())
+    assert payload_bytes(world.pool.layout("a")) == sum(t.numel() * 4 for t in tensors.values())
     for module in ("qkv_proj", "gate_up_proj"):
         a, b = (
             next(t for n, t in tensors.items() if f"layers.0.{p}.{module}.lora_{s}" in n)
@@ -413,3 +416,9 @@ def test_deltas_are_what_peft_computes() -> None:
             ]
             torch.testing.assert_close(effective_delta(world, "a", layer, fused), torch.cat(rows))
         torch.testing.assert_close(effective_delta(world, "a", layer, "down_proj"), delta["down_proj"])
+
+
+def test_the_pool_is_made_where_its_base_class_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a server: SGLang's plugin registry puts the replacement into every module that imported the class."""
+    monkeypatch.setattr(memory_pool, "LoRAMemoryPool", EloraLoRAMemoryPool)
+    assert isinstance(make_world().pool, EloraLoRAMemoryPool)

@@ -179,9 +179,9 @@ def test_swapped_pages_are_noticed() -> None:
 
 def test_base_requests_alone_run_no_lora_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
-    world.manager.lora_backend.batch_info = None  # what SGLang leaves for such a batch, see below
-    assert world.manager.lora_backend.skip_inactive_lora_batches
-    monkeypatch.setattr(type(world.manager.lora_backend), "forward_with_base", None)
+    world.lora_manager.lora_backend.batch_info = None  # what SGLang leaves for such a batch, see below
+    assert world.lora_manager.lora_backend.skip_inactive_lora_batches
+    monkeypatch.setattr(type(world.lora_manager.lora_backend), "forward_with_base", None)
     layer = world.layer(0, "qkv_proj")
     x = torch.randn(3, SHAPE.hidden)
     with tp_shard(0, 1):
@@ -208,11 +208,11 @@ def test_more_adapters_in_one_batch_than_stock_has_slots() -> None:
 
 
 def test_cuda_graphs_are_refused() -> None:
-    backend = make_world().manager.lora_backend
+    backend = make_world().lora_manager.lora_backend
     with pytest.raises(RuntimeError, match="--disable-cuda-graph"):
         backend.prepare_lora_batch(None, [], [], [], use_cuda_graph=True)
 
 
 def test_embedding_targets_are_refused_before_layers_are_wrapped() -> None:
     with pytest.raises(ValueError, match=r"lm_head.*--lora-target-modules"):
-        make_world().manager.lora_backend.validate_lora_targets(torch.nn.Module(), {"q_proj", "lm_head"})
+        make_world().lora_manager.lora_backend.validate_lora_targets(torch.nn.Module(), {"q_proj", "lm_head"})

@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "truncated data": (change_bytes(lambda d: d[:-7]), WEIGHTS_FILE, "truncated safetensors"),
     "trailing bytes": (change_bytes(lambda d: d + b"\0" * 16), WEIGHTS_FILE, "belong to no tensor"),
     "absurd header length": (change_bytes(bad_length), WEIGHTS_FILE, "not a safetensors file"),
-    "header not json": (change_bytes(lambda d: d[:8] + b"!" + d[9:]), WEIGHTS_FILE, "not JSON"),
+    "header not json": (change_bytes(lambda d: d[:8] + b"!" + d[9:]), WEIGHTS_FILE, "invalid JSON in header"),
     "integer weights": (
         change_tensors(lambda t: t.update({Q_A: t[Q_A].to(torch.int8)})),
         WEIGHTS_FILE,

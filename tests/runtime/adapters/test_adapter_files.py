@@ -97,11 +97,11 @@ def test_unaligned_data_is_read() -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ({"dtype": "F32", "shape": [2]}, "malformed"),
-        ({"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}, "malformed"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "do not fit"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "do not fit"),
-        ("text", "malformed"),
+        ({"dtype": "F32", "shape": [2]}, "missing field `data_offsets`"),
+        ({"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}, "invalid value: integer `-2`"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "invalid shape, data type, or offset"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "invalid offset for tensor `x`"),
+        ("text", "invalid type: string"),
     ],
 )
 def test_malformed_entries(entry: Any, words: str) -> None:

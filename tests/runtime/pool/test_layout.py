@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.layout_bytes import payload_bytes
 
 from elora_sglang.runtime.pool.layout import (
     ALIGNMENT,
@@ -80,7 +81,7 @@ def test_any_shapes(
 ) -> None:
     layout = plan_adapter(layers, itemsize=itemsize, row_bytes=row_bytes, page_size=page_size)
     check(layout)
-    assert layout.slots * sum(row_bytes) * len(layers) >= layout.payload_bytes
+    assert layout.slots * sum(row_bytes) * len(layers) >= payload_bytes(layout)
     assert layout == plan_adapter(
         list(map(list, layers)), itemsize=itemsize, row_bytes=row_bytes, page_size=page_size
     )
@@ -121,7 +122,7 @@ def test_missing_parts_take_no_bytes() -> None:
     two = plan_adapter(
         [(fused("qkv_proj", 64, (64, 8), (32, 0), (32, 8)),)], itemsize=2, row_bytes=(64, 64), page_size=1
     )
-    assert full.payload_bytes - two.payload_bytes == 2 * 8 * (64 + 32)
+    assert payload_bytes(full) - payload_bytes(two) == 2 * 8 * (64 + 32)
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4, 8])

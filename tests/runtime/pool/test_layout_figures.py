@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.layout_bytes import payload_bytes, pool_bytes
+
 from elora_sglang.runtime.pool.layout import CUT_WORTH, AdapterLayout, ModuleShape, SliceShape, plan_adapter
 
 DOC = Path(__file__).parents[3] / "docs" / "byte-layout.md"
@@ -75,10 +77,10 @@ def table() -> str:
     ]
     for model, targets, rank, weight, kv, page_size, tp in ROWS:
         layout = layout_of(model, targets, rank, weight, kv, page_size, tp)
-        waste = 1 - layout.payload_bytes / layout.pool_bytes
+        waste = 1 - payload_bytes(layout) / pool_bytes(layout)
         lines.append(
             f"| {model.name} | {targets} | {rank} | {kv} B | {page_size} | {tp} | {layout.slots} "
-            f"| {layout.pool_bytes / 2**20:.1f} | {waste:.1%} |"
+            f"| {pool_bytes(layout) / 2**20:.1f} | {waste:.1%} |"
         )
     return "\n".join(lines)
 
@@ -91,5 +93,5 @@ def test_documented_table_is_current() -> None:
 def test_little_is_wasted_beyond_the_last_page() -> None:
     for row in ROWS:
         layout = layout_of(*row)
-        full = layout.pool_bytes * (layout.slots - layout.page_size) // layout.slots
-        assert layout.payload_bytes >= (1 - CUT_WORTH) * full, row
+        full = pool_bytes(layout) * (layout.slots - layout.page_size) // layout.slots
+        assert payload_bytes(layout) >= (1 - CUT_WORTH) * full, row
