@@ -12,7 +12,7 @@ from support import workload_samples
 
 from elora_sglang.eval import workload as command
 from elora_sglang.eval.workloads import create, file
-from elora_sglang.eval.workloads.figures import InfiniteCache, fitted_skew, measure
+from elora_sglang.eval.workloads.description import InfiniteCache, fitted_skew, measure
 from elora_sglang.eval.workloads.model import Adapter, Header, Piece, Session, Turn, Workload, prompts
 
 HEADER = Header("test", 0, {}, (Adapter("a", 8), Adapter("b", 8)))
