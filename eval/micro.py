@@ -15,11 +15,9 @@ two tiers, a waiting queue and copies in flight: :mod:`elora_sglang.eval.trees.i
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from elora_sglang.core.policies import policy_names
@@ -27,6 +25,7 @@ from elora_sglang.eval.support import arguments, estimates, reporting
 from elora_sglang.eval.trees import iteration, worker
 from elora_sglang.eval.trees.caches import SYSTEMS
 from elora_sglang.eval.trees.process import Child
+from elora_sglang.runtime.pool.host_size import available_bytes
 
 PARTS = ("tree", "iteration")
 AIM_NODES, AIM_MS = 100_000, 0.1
@@ -73,15 +72,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests, 1000 iterations")
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)  # fmt: skip
-
-
-def available_memory() -> int:
-    """Bytes that new processes can take without swapping (Linux), or half of the memory."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def fits_together(sizes: Sequence[int], systems: int, memory: int) -> bool:
@@ -189,7 +179,7 @@ def _tree_part(args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(
             f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
         )
-    together = fits_together(sizes, len(args.systems), available_memory())
+    together = fits_together(sizes, len(args.systems), available_bytes())
     groups = [args.systems] if together else [[name] for name in args.systems]
     results: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ from elora_sglang.eval.sim.future import foresee
 from elora_sglang.eval.sim.study import Job, Study, best_of, gap_closed, jobs_of, run_all
 from elora_sglang.eval.sim.traffic import HintQuality
 from elora_sglang.eval.support import arguments, reporting
-from elora_sglang.eval.workloads import GENERATORS, figures
+from elora_sglang.eval.workloads import GENERATORS, description
 from elora_sglang.eval.workloads import arguments as workload_arguments
 from elora_sglang.eval.workloads.model import Workload, WorkloadError
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Run all jobs and print a table for each size of memory; returns the exit status."""
     try:
         workload = workload_arguments.workload(args)
-        measured = figures.measure(workload, args.block_tokens)
+        measured = description.measure(workload, args.block_tokens)
         machine = machines.load(args.profile)
     except (WorkloadError, machines.MachineError) as error:
         raise SystemExit(f"simulate: {error}") from None
@@ -128,7 +128,7 @@ def _slots(count: int) -> str:
 
 
 def _sizes(
-    args: argparse.Namespace, machine: machines.Machine, workload: Workload, measured: figures.Figures
+    args: argparse.Namespace, machine: machines.Machine, workload: Workload, measured: description.Description
 ) -> Iterator[tuple[str, int, int]]:
     """(label, device slots, host slots) of every size asked for."""
     slot = machine.kv_bytes_per_token * args.block_tokens

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from elora_sglang.eval.support import arguments, reporting
-from elora_sglang.eval.workloads import GENERATORS, figures, file
+from elora_sglang.eval.workloads import GENERATORS, description, file
 from elora_sglang.eval.workloads import arguments as workload_arguments
-from elora_sglang.eval.workloads.figures import Figures
+from elora_sglang.eval.workloads.description import Description
 from elora_sglang.eval.workloads.model import Workload, WorkloadError
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             file.write(found, args.out)
             reporting.progress(f"wrote {args.out} in {time.monotonic() - started:.1f} s")
             found = file.read(args.out)
-        measured = figures.measure(found, args.block_tokens)
+        measured = description.measure(found, args.block_tokens)
     except WorkloadError as error:
         raise SystemExit(f"workload: {error}") from None
     if measured is None:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     return reporting.finish(args, [table], [], {**data, "figures": asdict(measured)})
 
 
-def rows(workload: Workload, measured: Figures) -> list[list[object]]:
+def rows(workload: Workload, measured: Description) -> list[list[object]]:
     """The table's rows: a name and a value, for lengths the percentiles."""
     ranks = ",".join(map(str, sorted({adapter.rank for adapter in workload.header.adapters})))
     found = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -117,14 +117,9 @@ class Model:
         return self._places[layer, name]
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        written: torch.Tensor,
-        read: torch.Tensor,
-        mask: torch.Tensor | None,
-        batch: DeviceBatch | None,
-        wait_layer: Any,
-    ) -> torch.Tensor:
+        self, tokens: torch.Tensor, written: torch.Tensor, read: torch.Tensor, mask: torch.Tensor | None,
+        batch: DeviceBatch | None, wait_layer: Callable[[int], object],
+    ) -> torch.Tensor:  # fmt: skip
         """Logits of every row.
 
         Args:
@@ -200,7 +195,7 @@ class Loop:
         adapters: dict[str, int],
         without: Sequence[str] = (),
     ) -> None:
-        self.shape, self.device = shape, device
+        self.device = device
         size = (device_slots + 1, *shape.kv_row)
         rows = [torch.zeros(size, device=device, dtype=DTYPE) for _ in range(2 * shape.layers)]
         self.pool = UnifiedPool(rows[: shape.layers], rows[shape.layers :], page_size=1)

@@ -64,13 +64,14 @@ def parse(path: Path, line: int, text: str) -> dict[str, Any]:
 
 def _whole(value: Any, what: str) -> int:
     if type(value) is not int:
-        raise ValueError(f"{what} is a whole number")
+        raise ValueError(what)
     return value
 
 
 def _piece(value: Any) -> Piece:
     number, count = value
-    return Piece(_whole(number, "a piece's id"), _whole(count, "a piece's length"))
+    what = "a piece is two whole numbers"
+    return Piece(_whole(number, what), _whole(count, what))
 
 
 def _seconds(value: Any) -> float | None:
@@ -80,7 +81,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _turn(value: dict[str, Any]) -> Turn:
-    new, keep = tuple(map(_piece, value["new"])), _whole(value["keep"], "keep")
+    new, keep = tuple(map(_piece, value["new"])), _whole(value["keep"], "keep is a whole number")
     return Turn(keep, new, _piece(value["answer"]), _seconds(value.get("think")), _seconds(value.get("at")))
 
 

@@ -1,4 +1,4 @@
-"""Figures of a workload, and what an infinite cache would find of its prompts."""
+"""What a workload is like in figures, and what an infinite cache would find of its prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Description:
     """Counts, lengths in tokens, times in seconds, shares between 0 and 1.
 
     ``span_s``: from the start to the last arrival that is known, a turn's with a think time is not. ``turn_rate``,
@@ -126,7 +126,7 @@ def _lengths(values: array[int]) -> Lengths:
     return Lengths(statistics.fmean(values), *map(int, estimates.quantiles(values, shares)))
 
 
-def measure(workload: Workload, block_tokens: int) -> Figures | None:
+def measure(workload: Workload, block_tokens: int) -> Description | None:
     """The figures of a workload, None if it has no sessions; holds the lengths and the distinct blocks in memory."""
     cache = InfiniteCache(block_tokens)
     prompt, new, answer = array("q"), array("q"), array("q")
@@ -144,7 +144,7 @@ def measure(workload: Workload, block_tokens: int) -> Figures | None:
     if not sessions:
         return None
     span, full, adapters = last or 1.0, max(1, cache.full), len(workload.header.adapters)
-    return Figures(
+    return Description(
         sessions=sessions, turns=len(prompt), span_s=last, turn_rate=len(prompt) / span,
         prompt_rate=sum(prompt) / span, answer_rate=sum(answer) / span,
         prompt=_lengths(prompt), new=_lengths(new), answer=_lengths(answer),
