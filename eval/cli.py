@@ -7,11 +7,20 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends on a mistake in one line with the command's name, as the commands do themselves."""
+
+    def error(self, message: str) -> NoReturn:
+        """See :class:`argparse.ArgumentParser`."""
+        raise SystemExit(f"{self.prog.rpartition(' ')[2]}: {message}")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with one subcommand per module that defines ``register``; each sets ``run(args) -> int``."""
-    parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval", description="Measure ELORA.")
+    parser = OneLineParser(prog="python -m elora_sglang.eval", description="Measure ELORA.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for found in sorted(pkgutil.iter_modules([str(Path(__file__).parent)]), key=lambda module: module.name):
         if found.name in ("__main__", "cli"):

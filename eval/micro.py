@@ -15,18 +15,17 @@ two tiers, a waiting queue and copies in flight: :mod:`elora_sglang.eval.trees.i
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from elora_sglang.core.policies import policy_names
-from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support import arguments, estimates, reporting
 from elora_sglang.eval.trees import iteration, worker
-from elora_sglang.eval.trees.systems import MODULES, SYSTEMS
+from elora_sglang.eval.trees.caches import SYSTEMS
+from elora_sglang.eval.trees.process import Child
+from elora_sglang.runtime.pool.host_size import available_bytes
 
 PARTS = ("tree", "iteration")
 AIM_NODES, AIM_MS = 100_000, 0.1
@@ -45,55 +44,34 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "micro", help="cost of one request and one eviction in the tree, by its size"
     )
-    parser.add_argument(
-        "--nodes", type=_sizes, default="1000,100000,1000000", help="tree sizes (default %(default)s)"
-    )
-    parser.add_argument("--pages", type=_sizes, default="1,16", help="page sizes (default %(default)s)")
-    parser.add_argument(
+    add = parser.add_argument
+    known, default = ", ".join(map(repr, SYSTEMS)), "(default %(default)s)"
+    policies = list(iteration.POLICIES)
+    add("--nodes", type=arguments.sizes, default="1000,100000,1000000", help=f"tree sizes {default}")
+    add("--pages", type=arguments.sizes, default="1,16", help=f"page sizes {default}")
+    add(
         "--systems",
         nargs="+",
         choices=SYSTEMS,
         default=list(SYSTEMS),
         metavar="NAME",
-        help=f"which to measure: {', '.join(map(repr, SYSTEMS))} (default all)",
+        help=f"which to measure: {known} (default all)",
     )
-    parser.add_argument("--requests", type=int, default=200, help="measured requests a tree (default 200)")
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default both)"
-    )
-    parser.add_argument(
-        "--iteration-nodes", type=_sizes, default="1000,100000", help="tree sizes there (default %(default)s)"
-    )
-    parser.add_argument("--iterations", type=int, default=4000, help="measured iterations (default 4000)")
-    parser.add_argument(
+    add("--requests", type=int, default=200, help=f"measured requests a tree {default}")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default both)")
+    add("--iteration-nodes", type=arguments.sizes, default="1000,100000", help=f"tree sizes there {default}")
+    add("--iterations", type=int, default=4000, help=f"measured iterations {default}")
+    add(
         "--policies",
         nargs="+",
         choices=policy_names(),
-        default=list(iteration.POLICIES),
+        default=policies,
         metavar="NAME",
-        help=f"eviction policies for iterations (default {' '.join(iteration.POLICIES)})",
+        help=f"eviction policies for iterations (default {' '.join(policies)})",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests, 1000 iterations"
-    )
+    add("--quick", action="store_true", help="1000 and 100000 nodes only, 60 requests, 1000 iterations")
     reporting.add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _sizes(text: str) -> list[int]:
-    sizes = sorted({int(part) for part in text.split(",")})
-    if sizes[0] < 1:
-        raise argparse.ArgumentTypeError(f"sizes must be at least 1, got {sizes[0]}")
-    return sizes
-
-
-def available_memory() -> int:
-    """Bytes that new processes can take without swapping (Linux), or half of the memory."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    parser.set_defaults(run=run)  # fmt: skip
 
 
 def fits_together(sizes: Sequence[int], systems: int, memory: int) -> bool:
@@ -101,43 +79,21 @@ def fits_together(sizes: Sequence[int], systems: int, memory: int) -> bool:
     return systems * (BYTES_PER_PROCESS + BYTES_PER_NODE * sum(sizes)) < memory * 2 // 3
 
 
-class Measured:
+class Measured(Child):
     """The process that holds one system's trees."""
 
-    def __init__(self, name: str, sizes: list[int], requests: int) -> None:
+    def __init__(self, name: str, sizes: Sequence[int], requests: int) -> None:
         self.name = name
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(MODULES))  # SGLang takes many seconds to import; once is enough
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=worker.serve, args=(theirs, name, sizes, requests), daemon=True)
-        self._patience = 900 + BUILD_SECONDS_PER_NODE * sum(sizes)
-        self.process.start()
-        theirs.close()
-
-    def order(self, what: str, size: int, count: int = 0) -> None:
-        """Send an order; :meth:`answer` waits for it."""
-        self._pipe.send((what, size, count))
-
-    def answer(self) -> Any:
-        """What the process answers; a text of its own if it ended or does not answer."""
-        try:
-            return self._pipe.recv() if self._pipe.poll(self._patience) else "no answer"
-        except EOFError:
-            self.process.join(10)
-            return f"its process ended with status {self.process.exitcode}"
+        self.patience_s = 900 + BUILD_SECONDS_PER_NODE * sum(sizes)
+        super().__init__(worker.serve, name, list(sizes), requests)
 
     def measure(self, what: str, size: int, count: int) -> list[float]:
         """Samples in seconds."""
         self.order(what, size, count)
-        samples = self.answer()
+        samples = self.answer(self.patience_s)
         if not isinstance(samples, list):
             raise SystemExit(f"micro: {self.name}, {what} at {size} nodes: {samples}")
         return samples
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        self.process.join()
 
 
 def measure_group(
@@ -148,8 +104,8 @@ def measure_group(
     names = ", ".join(system.name for system in running)
     reporting.progress(f"page size {page_size}: building {names} with {' and '.join(map(str, sizes))} nodes")
     for system in running:
-        system.order("build", page_size)
-    reasons = {system.name: system.answer() for system in running}
+        system.order("build", page_size, 0)
+    reasons = {system.name: system.answer(system.patience_s) for system in running}
     running = [system for system in running if not reasons[system.name]]
     reporting.progress(f"page size {page_size}: built in {time.perf_counter() - started:.0f} s, measuring")
     samples: Samples = {(s.name, size): {"request": [], "evict": []} for s in running for size in sizes}
@@ -167,12 +123,8 @@ def measure_group(
 
 
 def _summary(samples: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(samples)
-    return {
-        "median_ms": 1000 * statistics.median(ordered),
-        "p95_ms": 1000 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        "samples": len(ordered),
-    }
+    tail = estimates.quantile(samples, 0.95, "higher")
+    return {"median_ms": 1000 * statistics.median(samples), "p95_ms": 1000 * tail, "samples": len(samples)}
 
 
 def _cells(summary: dict[str, float]) -> list[str]:
@@ -185,14 +137,13 @@ def _aims(results: Sequence[dict[str, Any]], pages: Sequence[int]) -> list[repor
     }
     aims = []
     for page in pages:
-        if (page, AIM_NODES) in medians:
-            value = medians[page, AIM_NODES]
+        at, first, last = (medians.get((page, nodes)) for nodes in (AIM_NODES, GROWTH_FROM, GROWTH_TO))
+        if at is not None:
             name = f"ms a request at {AIM_NODES} nodes, page size {page}"
-            aims.append(reporting.Aim(name, value, AIM_MS, value <= AIM_MS))
-        if (page, GROWTH_FROM) in medians and (page, GROWTH_TO) in medians:
-            growth = medians[page, GROWTH_TO] / medians[page, GROWTH_FROM]
+            aims.append(reporting.Aim.at_most(name, at, AIM_MS))
+        if first and last:
             name = f"growth from {GROWTH_FROM} to {GROWTH_TO} nodes, page size {page}"
-            aims.append(reporting.Aim(name, growth, AIM_GROWTH, growth <= AIM_GROWTH))
+            aims.append(reporting.Aim.at_most(name, last / first, AIM_GROWTH))
     return aims
 
 
@@ -228,7 +179,7 @@ def _tree_part(args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(
             f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
         )
-    together = fits_together(sizes, len(args.systems), available_memory())
+    together = fits_together(sizes, len(args.systems), available_bytes())
     groups = [args.systems] if together else [[name] for name in args.systems]
     results: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
@@ -256,9 +207,9 @@ def _table(found: dict[str, Any]) -> reporting.Table:
         for m in found["not_compared"]
     ]
     how = "in turn" if found["interleaved"] else "one after the other, for want of memory"
-    return reporting.Table(
-        f"One request of {worker.REQUEST_TOKENS} tokens in the tree, {worker.SHARED_TOKENS} of them "
-        f"cached; systems measured {how}",
-        ["system", "page", "nodes", "request µs", "p95", "evict µs/victim", "p95"],
-        rows,
+    title = (
+        f"One request of {worker.REQUEST_TOKENS} tokens in the tree, {worker.SHARED_TOKENS} of them cached; "
+        f"systems measured {how}"
     )
+    header = ["system", "page", "nodes", "request µs", "p95", "evict µs/victim", "p95"]
+    return reporting.Table(title, header, rows, "tree")

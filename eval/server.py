@@ -154,7 +154,8 @@ class LiveServer(Api):
 
     def pause(self) -> None:
         """Stop it until :meth:`awake`: SGLang's scheduler spins when it is idle."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # it died; whoever asks it next is told
+            os.killpg(self.process.pid, signal.SIGSTOP)
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -261,15 +262,12 @@ def launch(
 def wait_ready(live: LiveServer, timeout: float) -> None:
     """Wait for ``/health`` to answer 200; RuntimeError with the log's end if the server dies or stays mute."""
     until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        if not live.alive():
-            raise RuntimeError(
-                f"the server ended with {live.process.returncode}; flags {live.flags}; log {live.log}:\n{live.tail()}"
-            )
+    while live.alive() and time.monotonic() < until:
         with contextlib.suppress(OSError):
             if live.get("/health", timeout=10).status == 200:
                 return
         time.sleep(0.3)
-    raise RuntimeError(
-        f"no healthy server in {timeout:.0f} s; flags {live.flags}; log {live.log}:\n{live.tail()}"
-    )
+    why = f"no healthy server in {timeout:.0f} s"
+    if not live.alive():
+        why = f"the server ended with {live.process.returncode}"
+    raise RuntimeError(f"{why}; flags {live.flags}; log {live.log}:\n{live.tail()}")

@@ -99,15 +99,8 @@ def check(wrapper: Any, seed: int, device: torch.device) -> dict[str, float]:
     Raises AssertionError where it saw what is not its request's.
     """
     here = scene(seed, device)
-    wrapper.plan(
-        *tables(here.pages),
-        HEADS,
-        KV_HEADS,
-        SIZE,
-        PAGE,
-        q_data_type=torch.bfloat16,
-        kv_data_type=torch.bfloat16,
-    )
+    bf16 = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
+    wrapper.plan(*tables(here.pages), HEADS, KV_HEADS, SIZE, PAGE, **bf16)
     found, right = wrapper.run(here.q, (here.keys, here.values)), here.expected()
     error = float((found.double() - right).norm() / right.norm())
     if not error < 0.02:

@@ -10,14 +10,13 @@ paged attention runs on a pool that holds adapters, too.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ import torch
 from elora_sglang.eval.gpu import attention, segment_gemm, slot_buffers, tables
 from elora_sglang.eval.gpu.cases import OPS, awkward
 from elora_sglang.eval.gpu.cases import page_copy as copy_inputs
-from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Shape
-from elora_sglang.eval.gpu.timing import Bench, bench, hardware
+from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Module, Shape
+from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, hardware
 from elora_sglang.eval.support import reporting
 from elora_sglang.kernels.page_copy import triton_kernel as page_copy
 from elora_sglang.kernels.paged_lora import plan_segments, reference
@@ -82,51 +81,38 @@ def check(device: torch.device, seed: int) -> list[dict[str, Any]]:
 
 def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Config]) -> dict[str, Any]:
     """Seconds a layer of all four modules, the bytes they must move, and the same by slot buffers."""
-    layers = 1 if how.dry else 8
+    layers, modules, rows, picks = 1 if how.dry else 8, shape.modules, load.rows, load.picks(1)
     adapters = Adapters(shape, list(load.ranks), layers, how.device)
-    picks = load.picks(1)
-    segments = plan_segments(
-        [1] * load.rows,
-        [1 + pick for pick in picks],
-        [None, *adapters.packed],
-        [0.5] * (1 + len(load.ranks)),
-        how.device,
-    )
+    packed, scalings = [None, *adapters.packed], [0.5] * (1 + len(load.ranks))
+    segments = plan_segments([1] * rows, [1 + pick for pick in picks], packed, scalings, how.device)
     batch = DeviceBatch.of(adapters.tables, segments, tile_rows=16)
-    xs = {
-        m.name: torch.randn(load.rows, m.in_features, device=how.device, dtype=torch.bfloat16)
-        for m in shape.modules
-    }
-    outs = {
-        m.name: torch.zeros(load.rows, sum(m.widths), device=how.device, dtype=torch.bfloat16)
-        for m in shape.modules
-    }
+    options: dict[str, Any] = {"device": how.device, "dtype": torch.bfloat16}
+    xs = {m.name: torch.randn(rows, m.in_features, **options) for m in modules}
+    outs = {m.name: torch.zeros(rows, sum(m.widths), **options) for m in modules}
     used = sorted(set(picks))
-    moved = sum(
-        sum(adapters.module_bytes(number, m) for number in used)
-        + 2 * load.rows * (m.in_features + 2 * sum(m.widths))
-        for m in shape.modules
-    )
-    worst = 0.0
-    for m in shape.modules:
+    moved = sum(adapters.module_bytes(number, m) for m in modules for number in used)
+    moved += sum(2 * rows * (m.in_features + 2 * sum(m.widths)) for m in modules)
+
+    def error(m: Module) -> float:
         out = outs[m.name].clone()
         paged_lora.add_lora(xs[m.name], out, batch, adapters.place(0, m), configs[0])
         right = reference.add_lora(xs[m.name], outs[m.name].clone(), segments, 0, m.name)
-        worst = max(worst, float((out.double() - right.double()).norm() / right.double().norm()))
-    times = {}
-    for config in configs:
+        return float((out.double() - right.double()).norm() / right.double().norm())
 
-        def work(config: paged_lora.Config = config) -> None:
-            for layer in range(layers):
-                for m in shape.modules:
-                    paged_lora.add_lora(xs[m.name], outs[m.name], batch, adapters.place(layer, m), config)
+    def work(config: paged_lora.Config) -> None:
+        for layer in range(layers):
+            for m in modules:
+                paged_lora.add_lora(xs[m.name], outs[m.name], batch, adapters.place(layer, m), config)
 
-        times[f"splits {config.splits}, blocks {config.in_block} and {config.out_block}"] = (
-            how.seconds(work) / layers
-        )
+    worst = max(map(error, modules))
+    times = {
+        f"splits {one.splits}, blocks {one.in_block} and {one.out_block}": how.seconds(partial(work, one))
+        / layers
+        for one in configs
+    }
     decode = slot_buffers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
     return {
-        "load": load.name, "rows": load.rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
+        "load": load.name, "rows": rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
         "seconds": min(times.values()), "configs": times, "error_against_reference": worst,
         "slot_buffer_seconds": slot_buffers.seconds(decode), "segment_gemm_seconds": segment_gemm.seconds(decode),
     }  # fmt: skip
@@ -134,65 +120,50 @@ def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Conf
 
 def copies(how: Bench, shape: Shape) -> list[dict[str, Any]]:
     """Row copies between scattered device slots and pinned host slots: bytes and seconds."""
-    layers = 1 if how.dry else shape.layers
+    layers, size = (1, 64) if how.dry else (shape.layers, 8192)
     words = shape.kv_row[0] * shape.kv_row[1] * 2 // 8
     generator = torch.Generator().manual_seed(0)
-    size = 64 if how.dry else 8192
-    pools = {
-        where: copy_inputs.make_rows(
+    host, device = (
+        copy_inputs.make_rows(
             size, (words, words), layers, generator=generator, store=where, device=how.device
         )
         for where in ("cpu", how.device)
-    }
+    )
+    ways = {"to the device": (host, device), "to the host": (device, host)}
     found = []
     for slots in (16,) if how.dry else (16, 256, 2048):
         there, here = (
             torch.randperm(size, generator=generator)[:slots].to(torch.int32).to(how.device) for _ in range(2)
         )
-        moved = slots * 2 * words * 8 * layers
-        for name, source, target in (
-            ("to the device", "cpu", how.device), ("to the host", how.device, "cpu"),
-        ):  # fmt: skip
-            for per in (1, 4, 16):
-                config = page_copy.Config(slots=per)
-
-                def work(
-                    source: Any = pools[source], target: Any = pools[target],
-                    there: torch.Tensor = there, here: torch.Tensor = here, config: page_copy.Config = config,
-                ) -> None:  # fmt: skip
-                    page_copy.copy_rows(source, target, there, here, range(layers), config)
-
-                seconds = how.seconds(work)
-                found.append(
-                    {"way": name, "slots": slots, "per_program": per, "bytes": moved, "seconds": seconds}
-                )
+        one = {"slots": slots, "bytes": slots * 2 * words * 8 * layers}
+        for (way, pools), per in itertools.product(ways.items(), (1, 4, 16)):
+            config = page_copy.Config(slots=per)
+            work = partial(page_copy.copy_rows, *pools, there, here, range(layers), config)
+            found.append({"way": way, "per_program": per, **one, "seconds": how.seconds(work)})
     return found
 
 
 def aims(result: dict[str, Any]) -> list[reporting.Aim]:
     """What is aimed at and what came out; nothing for what was not measured."""
     ceilings, found = result["ceilings"], []
-    many = [one for one in result["lora"] if one["distinct"] >= 32]
-    if many:
-        least = min(one["bytes"] / one["seconds"] / ceilings["copy_bytes_s"] for one in many)
+    at_least, at_most = reporting.Aim.at_least, reporting.Aim.at_most
+    shares = [
+        one["bytes"] / one["seconds"] / ceilings["copy_bytes_s"]
+        for one in result["lora"]
+        if one["distinct"] >= 32
+    ]
+    if shares:
         name = "decode with 32 adapters or more, least share of the copy bandwidth"
-        found.append(reporting.Aim(name, least, AIM_BANDWIDTH, least >= AIM_BANDWIDTH))
+        found.append(at_least(name, min(shares), AIM_BANDWIDTH))
     for what, want in (("of rank", AIM_EQUAL), ("of ranks", AIM_MIXED)):
-        ratios = [
-            one["seconds"] / one["slot_buffer_seconds"]
-            for one in result["lora"]
-            if one["slot_buffer_seconds"] and f"{what} " in one["load"]
-        ]
-        if ratios:
-            mean = statistics.fmean(ratios)
-            found.append(
-                reporting.Aim(f"time over slot buffers, adapters {what} ..., mean", mean, want, mean <= want)
-            )
+        compared = [one for one in result["lora"] if one["slot_buffer_seconds"] and f"{what} " in one["load"]]
+        if compared:
+            mean = statistics.fmean(one["seconds"] / one["slot_buffer_seconds"] for one in compared)
+            found.append(at_most(f"time over slot buffers, adapters {what} ..., mean", mean, want))
     for way, ceiling in (("to the device", "to_device_bytes_s"), ("to the host", "to_host_bytes_s")):
-        rates = [one["bytes"] / one["seconds"] for one in result["copies"] if one["way"] == way]
-        best = max(rates) / ceilings[ceiling]
+        best = max(one["bytes"] / one["seconds"] for one in result["copies"] if one["way"] == way)
         name = f"row copies {way}, best share of a plain pinned copy"
-        found.append(reporting.Aim(name, best, AIM_COPY, best >= AIM_COPY))
+        found.append(at_least(name, best / ceilings[ceiling], AIM_COPY))
     return found
 
 
@@ -208,9 +179,7 @@ def _within(seconds: float, jobs: Iterator[Callable[[], dict[str, Any]]]) -> lis
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, time, write the JSON; 1 where a check failed."""
-    parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval.gpu.kernel_bench", description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, tiny: shows that it runs")
-    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser = dry_run_parser("kernel_bench", __doc__)
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="no batch begins later (default %(default)s)"
     )
@@ -222,31 +191,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks = check(how.device, args.seed)
     faults = [one for one in checks if one["fault"]]
     print(f"{len(checks)} cases, {len(faults)} wrong", *(f"\n  {one}" for one in faults))
-    sizes = (
-        [paged_lora.Config(in_block=16, out_block=32)]
-        if how.dry
-        else [
-            paged_lora.Config(splits=splits, in_block=block, out_block=out)
-            for splits in (1, 4)
-            for block, out in ((128, 128), (256, 64))
-        ]
-    )
+    sizes = [(1, 16, 32)] if how.dry else [(1, 128, 128), (1, 256, 64), (4, 128, 128), (4, 256, 64)]
+    configs = [
+        paged_lora.Config(splits=splits, in_block=block, out_block=out) for splits, block, out in sizes
+    ]
     seen = attention.flashinfer(args.seed, how.device)
     print("FlashInfer's attention over the pool:", seen)
     result: dict[str, Any] = {
         "dry_run": how.dry, "seed": args.seed, "checks": checks, "ceilings": how.ceilings(),
         "slot_buffers": slot_buffers.available(), "segment_gemm": segment_gemm.available(), "attention": seen,
-        "lora": _within(args.seconds, (partial(lora, how, shape, load, sizes) for load in loads(how.dry))),
+        "lora": _within(args.seconds, (partial(lora, how, shape, load, configs) for load in loads(how.dry))),
         "copies": copies(how, shape),
     }  # fmt: skip
-    tables.finish(
-        args.json,
-        "Kernels on a GPU",
-        tables.kernels(result),
-        [] if how.dry else aims(result),
-        result,
-        hardware(how.device),
-    )
+    judged = [] if how.dry else aims(result)
+    tables.finish(args.json, "Kernels on a GPU", tables.kernels(result), judged, result, hardware(how.device))
     return 1 if faults or "fault" in seen else 0
 
 

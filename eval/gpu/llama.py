@@ -34,24 +34,17 @@ class Shape:
     vocab: int
 
 
-LLAMA_8B = Shape(
-    (
-        Module("down_proj", 14336, (4096,)),
-        Module("gate_up_proj", 4096, (14336, 14336)),
-        Module("o_proj", 4096, (4096,)),
-        Module("qkv_proj", 4096, (4096, 1024, 1024)),
-    ),
-    layers=32, kv_row=(8, 128), heads=32, hidden=4096, vocab=128256,
-)  # fmt: skip
-TINY = Shape(
-    (
-        Module("down_proj", 128, (64,)),
-        Module("gate_up_proj", 64, (128, 128)),
-        Module("o_proj", 64, (64,)),
-        Module("qkv_proj", 64, (64, 32, 32)),
-    ),
-    layers=2, kv_row=(2, 16), heads=4, hidden=64, vocab=128,
-)  # fmt: skip
+def _llama(hidden: int, ffn: int, kv_row: tuple[int, int], *, layers: int, heads: int, vocab: int) -> Shape:
+    kv = kv_row[0] * kv_row[1]
+    modules = (
+        Module("down_proj", ffn, (hidden,)), Module("gate_up_proj", hidden, (ffn, ffn)),
+        Module("o_proj", hidden, (hidden,)), Module("qkv_proj", hidden, (hidden, kv, kv)),
+    )  # fmt: skip
+    return Shape(modules, layers, kv_row, heads, hidden, vocab)
+
+
+LLAMA_8B = _llama(4096, 14336, (8, 128), layers=32, heads=32, vocab=128256)
+TINY = _llama(64, 128, (2, 16), layers=2, heads=4, vocab=128)
 
 
 def layout(shape: Shape, lora_rank: int, layers: int, page_size: int, itemsize: int = 2) -> AdapterLayout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -90,15 +90,15 @@ class Model:
 
     def __init__(self, shape: Shape, device: torch.device, pool: UnifiedPool, tables: TableSet) -> None:
         self.shape, self.device, self.pool, self.tables = shape, device, pool, tables
+
+        def random(rows: int, columns: int) -> torch.Tensor:
+            return torch.randn(rows, columns, device=device, dtype=DTYPE)
+
         self._linear = [
-            {
-                m.name: torch.randn(sum(m.widths), m.in_features, device=device, dtype=DTYPE)
-                / m.in_features**0.5
-                for m in shape.modules
-            }
+            {m.name: random(sum(m.widths), m.in_features) / m.in_features**0.5 for m in shape.modules}
             for _ in range(shape.layers)
         ]
-        self._embed = torch.randn(shape.vocab, shape.hidden, device=device, dtype=DTYPE)
+        self._embed = random(shape.vocab, shape.hidden)
         self._modules = {m.name: m for m in shape.modules}
         self._places: dict[tuple[int, str], paged_lora.Place] = {}
 
@@ -118,14 +118,9 @@ class Model:
         return self._places[layer, name]
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        written: torch.Tensor,
-        read: torch.Tensor,
-        mask: torch.Tensor | None,
-        batch: DeviceBatch | None,
-        wait_layer: Any,
-    ) -> torch.Tensor:
+        self, tokens: torch.Tensor, written: torch.Tensor, read: torch.Tensor, mask: torch.Tensor | None,
+        batch: DeviceBatch | None, wait_layer: Callable[[int], object],
+    ) -> torch.Tensor:  # fmt: skip
         """Logits of every row.
 
         Args:
@@ -146,13 +141,12 @@ class Model:
             keys, values = (self.pool.byte_rows(layer, stream).view(DTYPE) for stream in (0, 1))
             keys.index_copy_(0, written, k.contiguous())
             values.index_copy_(0, written, v.contiguous())
+            query, key, value = (
+                one.view(requests, -1, many, size).transpose(1, 2)
+                for one, many in ((q, heads), (keys[read], kv_heads), (values[read], kv_heads))
+            )
             seen = functional.scaled_dot_product_attention(
-                q.view(requests, -1, heads, size).transpose(1, 2),
-                keys[read].view(requests, -1, kv_heads, size).transpose(1, 2),
-                values[read].view(requests, -1, kv_heads, size).transpose(1, 2),
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=True,
+                query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
             seen = seen.transpose(1, 2).reshape(len(tokens), heads * size)
             x = x + self._apply(seen, layer, "o_proj", batch)
@@ -202,7 +196,7 @@ class Loop:
         adapters: dict[str, int],
         without: Sequence[str] = (),
     ) -> None:
-        self.shape, self.device = shape, device
+        self.device = device
         size = (device_slots + 1, *shape.kv_row)
         rows = [torch.zeros(size, device=device, dtype=DTYPE) for _ in range(2 * shape.layers)]
         self.pool = UnifiedPool(rows[: shape.layers], rows[shape.layers :], page_size=1)
@@ -330,7 +324,7 @@ class Loop:
     def _forward(
         self,
         tokens: list[int],
-        written: torch.Tensor,
+        at: torch.Tensor,
         read: torch.Tensor,
         mask: torch.Tensor | None,
         jobs: Sequence[Job],
@@ -339,7 +333,7 @@ class Loop:
         self._fence(jobs)
         self.engine.before_forward()
         logits = self.model.forward(
-            torch.tensor(tokens, device=self.device), written.to(self.device), read.to(self.device),
+            torch.tensor(tokens, device=self.device), at.to(self.device), read.to(self.device),
             None if mask is None else mask.to(self.device), self._lora(jobs, len(tokens) // len(jobs)),
             self.engine.wait_layer,
         )  # fmt: skip
@@ -364,9 +358,8 @@ class Loop:
             read[row, : lengths[row]] = job.slots[: lengths[row]]
         mask = (torch.arange(read.shape[1])[None, :] < lengths[:, None])[:, None, None]
         written = read.gather(1, lengths[:, None] - 1).flatten()
-        for job, token in zip(
-            jobs, self._forward([j.made[-1] for j in jobs], written, read, mask, jobs), strict=True
-        ):
+        tokens = self._forward([job.made[-1] for job in jobs], written, read, mask, jobs)
+        for job, token in zip(jobs, tokens, strict=True):
             job.made.append(token)
 
     def _insert(self, job: Job, end: int) -> None:

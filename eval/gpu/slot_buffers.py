@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +55,11 @@ def available() -> str:
 def segments(picks: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Rows grouped by adapter in chunks: order of the rows, chunk boundaries, adapter of each chunk."""
     order = sorted(range(len(picks)), key=lambda row: (picks[row], row))
-    bounds: list[int] = [0]
-    owners: list[int] = []
-    for at, row in enumerate(order):
-        new = not owners or picks[row] != owners[-1] or at - bounds[-1] == CHUNK
-        if new:
-            if owners:
-                bounds.append(at)
-            owners.append(picks[row])
-    if owners:
-        bounds.append(len(order))
+    bounds, owners = [0], list[int]()
+    for adapter, count in sorted(Counter(picks).items()):
+        for left in range(count, 0, -CHUNK):
+            bounds.append(bounds[-1] + min(CHUNK, left))
+            owners.append(adapter)
     return order, bounds, owners
 
 
@@ -85,19 +81,19 @@ def seconds(decode: Decode) -> float | None:
         scalings=torch.full((len(ranks),), 0.5, device=how.device), max_len=CHUNK, seg_lens=None,
         permutation=ints(order),
     )  # fmt: skip
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device=how.device, dtype=torch.bfloat16)
+
     work = []
     for module in decode.shape.modules:
-        parts = len(module.widths)
+        x, out, parts = decode.xs[module.name], decode.outs[module.name], len(module.widths)
         edges = [sum(module.widths[:part]) for part in range(parts + 1)]
-        offsets = ints(edges)
+        offsets, widest = ints(edges), max(module.widths)
         for _ in range(decode.layers):
-            a = torch.randn(
-                len(ranks), parts * most, module.in_features, device=how.device, dtype=torch.bfloat16
-            )
-            b = torch.randn(len(ranks), edges[-1], most, device=how.device, dtype=torch.bfloat16)
-            work.append(
-                (decode.xs[module.name], decode.outs[module.name], a, b, offsets, max(module.widths), parts)
-            )
+            a = random(len(ranks), parts * most, module.in_features)
+            b = random(len(ranks), edges[-1], most)
+            work.append((x, out, a, b, offsets, widest, parts))
 
     def run() -> None:
         for x, out, a, b, offsets, widest, parts in work:

@@ -32,25 +32,20 @@ def kernels(result: Mapping[str, Any]) -> list[reporting.Table]:
         for one in result["lora"]
     ]  # fmt: skip
     best: dict[tuple[str, int], dict[str, Any]] = {}
-    for one in result["copies"]:
-        key = one["way"], one["slots"]
-        if key not in best or one["seconds"] < best[key]["seconds"]:
-            best[key] = one
+    for one in sorted(result["copies"], key=lambda one: -one["seconds"]):
+        best[one["way"], one["slots"]] = one
     links = {"to the device": ceilings["to_device_bytes_s"], "to the host": ceilings["to_host_bytes_s"]}
     copies = [
         [
             way, slots, f"{one['bytes'] / 2**20:.1f}", f"{1e6 * one['seconds']:.0f}", one["per_program"],
             f"{one['bytes'] / one['seconds'] / links[way]:.0%}",
         ]
-        for (way, slots), one in best.items()
+        for (way, slots), one in sorted(best.items())
     ]  # fmt: skip
+    header = ("way", "slots", "MiB", "us", "slots a program", "of a plain pinned copy")
     return [
-        reporting.Table("LoRA kernels: decode, all modules of a layer", LORA, lora),
-        reporting.Table(
-            "Copies of scattered rows",
-            ("way", "slots", "MiB", "us", "slots a program", "of a plain pinned copy"),
-            copies,
-        ),
+        reporting.Table("LoRA kernels: decode, all modules of a layer", LORA, lora, "lora-kernels"),
+        reporting.Table("Copies of scattered rows", header, copies, "row-copies"),
     ]
 
 
@@ -63,7 +58,8 @@ def loop(result: Mapping[str, Any]) -> list[reporting.Table]:
     overlap = result["overlap"]
     hidden = [
         [name.replace("_", " "), f"{1e3 * seconds:.1f}"] for name, seconds in overlap["seconds"].items()
-    ] + [["share of the copy that computing hides", f"{overlap['copy_hidden']:.0%}"]]
+    ]
+    hidden.append(["share of the copy that computing hides", f"{overlap['copy_hidden']:.0%}"])
     burst = [
         [name, count, part["requests"], f"{1e3 * part['p50']:.0f}", f"{1e3 * part['most']:.0f}"]
         for name, parts in result["burst"].items()
@@ -71,22 +67,13 @@ def loop(result: Mapping[str, Any]) -> list[reporting.Table]:
         for count, part in parts.items()
         if isinstance(part, dict)
     ]
+    first = f"First token after {overlap['context']} tokens of context, {overlap['new']} new ones"
+    bursts = ("", "adapters", "requests", "P50 ms", "most")
+    loads = ("rank", "slots", "MiB", "ms", "over bytes / link")
     return [
-        reporting.Table(
-            "An adapter from the host to the device",
-            ("rank", "slots", "MiB", "ms", "over bytes / link"),
-            switch,
-        ),
-        reporting.Table(
-            f"First token after {overlap['context']} tokens of context, {overlap['new']} new ones",
-            ("what it needs is on the", "ms"),
-            hidden,
-        ),
-        reporting.Table(
-            "Requests to half of the adapters, then to all",
-            ("", "adapters", "requests", "P50 ms", "most"),
-            burst,
-        ),
+        reporting.Table("An adapter from the host to the device", loads, switch, "switch"),
+        reporting.Table(first, ("what it needs is on the", "ms"), hidden, "overlap"),
+        reporting.Table("Requests to half of the adapters, then to all", bursts, burst, "loop-burst"),
     ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -53,18 +55,18 @@ class Bench:
         size = 2**20 if self.dry else 2**31
         one = torch.empty(size, dtype=torch.uint8, device=self.device).random_()
         other = torch.empty_like(one)
-        host = torch.empty(min(size, 2**29), dtype=torch.uint8).random_()
-        if not self.dry:
-            host = host.pin_memory()
-        part = one[: len(host)]
-        side = 64 if self.dry else 8192
+        host = torch.empty(min(size, 2**29), dtype=torch.uint8, pin_memory=not self.dry).random_()
+        part, side = one[: len(host)], 64 if self.dry else 8192
         a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+
+        def link(target: torch.Tensor, source: torch.Tensor) -> float:
+            seconds = self.seconds(lambda: target.copy_(source, non_blocking=True), graph=False)
+            return len(host) / seconds
+
         return {
             "copy_bytes_s": 2 * size / self.seconds(lambda: other.copy_(one)),
-            "to_device_bytes_s": len(host)
-            / self.seconds(lambda: part.copy_(host, non_blocking=True), graph=False),
-            "to_host_bytes_s": len(host)
-            / self.seconds(lambda: host.copy_(part, non_blocking=True), graph=False),
+            "to_device_bytes_s": link(part, host),
+            "to_host_bytes_s": link(host, part),
             "matmul_flop_s": 2 * side**3 / self.seconds(lambda: torch.mm(a, b)),
         }
 
@@ -76,6 +78,14 @@ def bench(dry: bool) -> Bench:
             "eval.gpu: no CUDA device; --dry-run with TRITON_INTERPRET=1 shows on a CPU that it runs"
         )
     return Bench(torch.device("cpu" if dry else "cuda"), dry)
+
+
+def dry_run_parser(module: str, about: str | None) -> argparse.ArgumentParser:
+    """Arguments of a script that times on a GPU: ``--dry-run`` and ``--json``."""
+    parser = argparse.ArgumentParser(prog=f"python -m elora_sglang.eval.gpu.{module}", description=about)
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, tiny: shows that it runs")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    return parser
 
 
 def hardware(device: torch.device) -> dict[str, object]:

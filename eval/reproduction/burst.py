@@ -20,30 +20,20 @@ def measure(rate: float, duration_s: float) -> dict[str, Any]:
     machine = machines.load(MACHINE)
     # The benchmark that the issue names draws lengths from 1 to what it is told.
     workload = create("burst", ranks="32", rate=rate, duration_s=duration_s, range_ratio=0.0, seed=1)
-    slot = machine.kv_bytes_per_token * BLOCK
+    device, host = machine.slots(BLOCK)
     found = {}
     for name in SYSTEMS:
         system = systems.systems()[name]
         knobs: dict[str, Any] = {"slots": SLOTS} if system.knob == "slots" else {}
         run = simulate(
-            workload,
-            system,
-            machine,
-            block_tokens=BLOCK,
-            device_slots=int(machine.device_bytes // slot),
-            host_slots=int(machine.host_bytes // slot),
-            **knobs,
+            workload, system, machine, block_tokens=BLOCK, device_slots=device, host_slots=host, **knobs
         )
-        times = {
-            "8": sorted(req.ttft for req in run.outcome.ended if req.due < duration_s / 2),
-            "16": sorted(req.ttft for req in run.outcome.ended if req.due >= duration_s / 2),
-        }
+        early, late = (
+            sorted(req.ttft for req in run.outcome.ended if (req.due < duration_s / 2) == first)
+            for first in (True, False)
+        )
         found[name] = {
-            part: {
-                "mean": sum(values) / len(values),
-                "p50": values[len(values) // 2],
-                "requests": len(values),
-            }
-            for part, values in times.items()
+            part: {"mean": sum(times) / len(times), "p50": times[len(times) // 2], "requests": len(times)}
+            for part, times in (("8", early), ("16", late))
         }
     return found

@@ -160,11 +160,8 @@ def _against(
 ) -> tuple[Claim, ...]:
     """The paper's comparison with vLLM, of another baseline or under other conditions. ``paper``: its figures."""
     ours = (_over(base, mean_ttft, kind), _over(base, p99_ttft, kind), _peak(base, kind))
-    metrics = ("mean TTFT", "P99 TTFT", "peak load")
-    return tuple(
-        Claim(f"{metric} against {what}", *row)
-        for metric, row in zip(metrics, zip(paper, ours, strict=True), strict=True)
-    )
+    names = (f"{metric} against {what}" for metric in ("mean TTFT", "P99 TTFT", "peak load"))
+    return tuple(Claim(*one) for one in zip(names, paper, ours, strict=True))
 
 
 _VLLM = ("-45.7 %", "-73.8 %", "+78.9 %")

@@ -17,7 +17,7 @@ from elora_sglang.eval.sim.future import foresee
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.sim.traffic import HintQuality
 from elora_sglang.eval.support import estimates
-from elora_sglang.eval.workloads import figures
+from elora_sglang.eval.workloads import description
 from elora_sglang.eval.workloads.draws import uniform
 from elora_sglang.eval.workloads.model import Workload
 from elora_sglang.eval.workloads.traces import open_trace
@@ -50,42 +50,34 @@ def measure(trace: Path, memory: float, host: float | None, number: int) -> dict
     """Seconds to restore by every policy, by ``elora`` with hints, by the clairvoyant reference, and the bound."""
     machine = machines.load(MACHINE)
     workload = held_out(trace, number)
-    found = figures.measure(workload, BLOCK)
+    found = description.measure(workload, BLOCK)
     if found is None:
         raise ValueError(f"{trace}: sample {number} has no sessions; give a longer trace")
     slots = {a.name: machine.adapter_slots(a.rank, BLOCK) for a in workload.header.adapters}
     device = int(memory * (found.distinct_tokens // BLOCK + sum(slots.values())))
     host_slots = ENDLESS if host is None else int(host * device)
     future = foresee(workload, BLOCK)
+    sizes: dict[str, Any] = {"device_slots": device, "host_slots": host_slots, "warmup_s": WARMUP_S}
+    kept = ("restore_s", "ttft", "kv_hits", "refused", "requests")
     runs: dict[str, Any] = {}
-    jobs = [(name, 0.0, 0.0) for name in POLICIES]
-    jobs += [("elora", recall, false) for recall, false in HINTS[1:]]
-    for name, recall, false in jobs:
+    for name, recall, false in (
+        *((name, 0.0, 0.0) for name in POLICIES),
+        *(("elora", *hint) for hint in HINTS[1:]),
+    ):
+        quality = HintQuality(recall, false, seed=1)
         values = simulate(
             workload,
             systems.systems()[name],
             machine,
             block_tokens=BLOCK,
-            device_slots=device,
-            host_slots=host_slots,
-            warmup_s=WARMUP_S,
-            hints=HintQuality(recall, false, seed=1),
+            hints=quality,
             future=future,
+            **sizes,
         ).figures
-        runs[label(name, recall, false)] = {
-            key: values[key] for key in ("restore_s", "ttft", "kv_hits", "refused", "requests")
-        }
-    bound = lower_bound(
-        future, machine.costs(BLOCK), slots, device_slots=device, host_slots=host_slots, warmup_s=WARMUP_S
-    )
-    return {
-        "memory": memory,
-        "host": host,
-        "sample": number,
-        "device_slots": device,
-        "bound_s": bound.least,
-        "systems": runs,
-    }
+        runs[label(name, recall, false)] = {key: values[key] for key in kept}
+    bound = lower_bound(future, machine.costs(BLOCK), slots, **sizes)
+    about = {"memory": memory, "host": host, "sample": number, "device_slots": device, "bound_s": bound.least}
+    return {**about, "systems": runs}
 
 
 def label(name: str, recall: float = 0.0, false: float = 0.0) -> str:

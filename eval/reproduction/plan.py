@@ -24,6 +24,8 @@ DRIFTS_S = (60.0, 0.0)
 SCARCE = (0.5, 0.25, 0.125)
 SCARCE_BASELINES = ("vllm", "vllm-split", "hicache", "static")
 ABLATION_LOADS = (0.5, 0.8)
+#: Kinds of tasks; ``gap`` only with a trace.
+KINDS = ("centre", "ablations", "scarce", "gap", "grid", "many", "skew", "drift", "burst", "overhead")
 #: Shares of ELORA's peak.
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 #: The burst as it was reported, and for longer.

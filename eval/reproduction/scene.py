@@ -132,19 +132,14 @@ class Scene:
 
     def _sizes(self) -> tuple[machines.Machine, tuple[int, int]]:
         machine = machines.load(self.machine)
-        slot = machine.kv_bytes_per_token * self.block_tokens
-        return machine, (int(self.memory * machine.device_bytes // slot), int(machine.host_bytes // slot))
+        return machine, machine.slots(self.block_tokens, self.memory)
 
     def knobs(self, name: str) -> list[dict[str, Any]]:
         """The values that a system's knob is tuned over; one empty choice where it has none."""
-        knob = systems.systems()[name].knob
-        if knob is None:
-            return [{}]
         machine, sizes = self._sizes()
         adapters = {a.name: a.rank for a in self.traffic(1.0, 1, REPORTED).header.adapters}
         setting = systems.Setting(machine, self.block_tokens, adapters, *sizes)
-        values = systems.slot_counts(setting) if knob == "slots" else systems.lora_shares()
-        return [{knob: value} for value in values]
+        return systems.systems()[name].choices(setting)
 
 
 def peak_of(

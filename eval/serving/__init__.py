@@ -1,4 +1,6 @@
-"""Live comparison of serving systems under memory pressure: workload, systems, runs, statistics.
+"""Live servers under load.
 
-Many files, because each step from a workload to a table can be used, and is tested, without the others.
+``player`` drives a server; ``chat`` and ``paper_traffic`` make what it plays; ``evaluation_model`` is what is served.
+``launch`` says how each compared server is started, ``rig`` keeps them and measures cells. On top, ``comparison`` plays
+at shares of a baseline's capacity, ``rates`` at given rates, and ``report`` has the tables.
 """

@@ -268,7 +268,7 @@ def serve(
         steps: measured one after the other, after one warm-up; the run ends with the last. None: with the last turn.
         settle: seconds before each step that are not measured.
         spread: None for the open loop. Else the closed one: the lanes come in during so many seconds, and the first
-            step begins when each of them has had an answer. A slow server is asked less.
+            step begins when each of them has had an answer. A slow server is asked less. Needs steps.
         snapshot: called at both ends of each step, in a thread.
         sample: called every ``every`` seconds, in a thread.
         bar: a progress bar is shown under this name.

@@ -13,6 +13,7 @@ Objects are the blocks of prefixes, and adapters; time is the nominal time of :m
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -48,43 +49,25 @@ def lower_bound(
     """
     times, due = (np.frombuffer(one, dtype=np.float64) for one in (future.times, future.due))
     load = costs.slot_bytes / costs.load_bytes_s
-    lengths: list[float] = []
-    begins: list[int] = []
-    sizes: list[int] = []
-    back: list[float] = []  # seconds to bring it back if no tier has it
-    loads: list[float] = []  # if the host has it
+    # Intervals between uses: the later use, seconds, slots, seconds to bring it back if no tier has it, or the host.
+    intervals: list[tuple[int, float, int, float, float]] = []
     compulsory = 0.0
     for id, uses in future.uses.items():
-        previous, depth = future.born[id], future.depth[id]
-        recompute = costs.recompute_s(depth, 1)
-        for number in uses:
-            begins.append(number)
-            lengths.append(times[number] - times[previous])
-            sizes.append(1)
-            back.append(recompute)
-            loads.append(min(load, recompute))
-            previous = number
+        recompute = costs.recompute_s(future.depth[id], 1)
+        for previous, number in itertools.pairwise((future.born[id], *uses)):
+            intervals.append((number, times[number] - times[previous], 1, recompute, min(load, recompute)))
     for name, numbers in future.adapters.items():
         size = adapter_sizes[name]
         if not size:
             continue
         bring = costs.load_s(size)
         read = bring if host_slots else bring + costs.disk_s(size)
-        last = None
-        for number in numbers:
-            if last is None:
-                compulsory += bring if due[number] >= warmup_s else 0.0
-            else:
-                begins.append(number)
-                lengths.append(times[number] - times[last])
-                sizes.append(size)
-                back.append(max(read, bring))
-                loads.append(bring)
-            last = number
-    counted = due[np.array(begins, dtype=np.int64)] >= warmup_s if begins else np.zeros(0, dtype=bool)
-    length = np.array(lengths)[counted]
-    weight = np.array(sizes, dtype=np.float64)[counted]
-    whole, part = np.array(back)[counted], np.array(loads)[counted]
+        compulsory += bring if due[numbers[0]] >= warmup_s else 0.0
+        for previous, number in itertools.pairwise(numbers):
+            intervals.append((number, times[number] - times[previous], size, max(read, bring), bring))
+    table = np.array(intervals, dtype=np.float64).reshape(-1, 5)
+    counted = table[due[table[:, 0].astype(np.int64)] >= warmup_s]
+    length, weight, whole, part = counted[:, 1:].T
     # Intervals that end later began when they began: all of the time has room for them.
     span = float(times.max() - times[0]) if len(times) else 0.0
     most = compulsory + float(whole.sum())

@@ -97,6 +97,11 @@ class Machine:
             prefill_token2_s=self.prefill_token2_s * block_tokens**2,
         )
 
+    def slots(self, block_tokens: int, memory: float = 1.0) -> tuple[int, int]:
+        """Slots of ``block_tokens`` tokens in a share ``memory`` of the device, and in the host."""
+        slot = self.kv_bytes_per_token * block_tokens
+        return int(memory * self.device_bytes // slot), int(self.host_bytes // slot)
+
     def adapter_slots(self, lora_rank: int, block_tokens: int) -> int:
         """Slots of an adapter, where a slot stands for ``block_tokens`` tokens."""
         slot = self.kv_bytes_per_token * block_tokens

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from elora_sglang.eval.support import estimates
 
 if TYPE_CHECKING:
     from elora_sglang.eval.sim.server import Outcome
     from elora_sglang.eval.sim.unified import UnifiedCache
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The ``share`` (0..1) quantile of sorted ``values``, interpolated; 0 for none."""
-    if not values:
-        return 0.0
-    place = share * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
+def _percentiles(values: Sequence[float], percents: Sequence[int]) -> list[float]:
+    """Interpolated; 0 for no values."""
+    shares = [percent / 100 for percent in percents]
+    return estimates.quantiles(values, shares, "linear") if values else [0.0] * len(percents)
+
+
+def _times(values: Sequence[float], percents: Sequence[int]) -> dict[str, float]:
+    """Mean and percentiles in seconds, 0 for no values."""
+    named = zip(percents, _percentiles(values, percents), strict=True)
+    return {"mean": sum(values) / (len(values) or 1), **{f"p{percent}": value for percent, value in named}}
 
 
 @dataclass
@@ -76,11 +81,8 @@ def summarize(
         "retractions": outcome.retractions,
         "finished_at": outcome.finished_at,
         "busy": outcome.busy_s / outcome.finished_at if outcome.finished_at else 0.0,
-        "ttft": {
-            "mean": sum(ttft) / len(ttft) if ttft else 0.0,
-            **{f"p{round(100 * q)}": percentile(ttft, q) for q in (0.5, 0.95, 0.99)},
-        },
-        "tpot": {"mean": sum(tpot) / len(tpot) if tpot else 0.0, "p99": percentile(tpot, 0.99)},
+        "ttft": _times(ttft, (50, 95, 99)),
+        "tpot": _times(tpot, (99,)),
         "kv_hits": {
             "device": sum(req.device for req in reqs) / prompt,
             "host": sum(req.host for req in reqs) / prompt,
@@ -108,14 +110,11 @@ def series(
     ttft = sorted(req.ttft for req in outcome.ended if req.due >= warmup_s)
     samples = gauges.samples[:: max(len(gauges.samples) // points, 1)]
     seen = gauges.residents[:: max(len(gauges.residents) // points, 1)]
-    times_there: dict[str, int] = {}
-    for _, names in seen:
-        for name in names:
-            times_there[name] = times_there.get(name, 0) + 1
+    times_there = Counter(name for _, names in seen for name in names)
     most = sorted(times_there, key=lambda name: (-times_there[name], name))[:adapters]
     there = [set(names) for _, names in seen]
     return {
-        "ttft_percentiles": [round(percentile(ttft, q / 100), 6) for q in range(101)],
+        "ttft_percentiles": [round(seconds, 6) for seconds in _percentiles(ttft, range(101))],
         "memory": {
             "seconds": [round(now, 2) for now, _ in samples],
             **{use: [usage[use] for _, usage in samples] for use in (samples[0][1] if samples else {})},

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from elora_sglang.eval.sim import systems
+from elora_sglang.eval.sim.bound import Bound, lower_bound
 from elora_sglang.eval.sim.future import Future
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.results import series
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.sim.traffic import HintQuality
+from elora_sglang.eval.support import pool
 from elora_sglang.eval.workloads.model import Workload
 
 
@@ -33,7 +31,7 @@ class Job:
 
 @dataclass
 class Study:
-    """What all jobs share; forked workers find it in :data:`_study`."""
+    """What all jobs share."""
 
     workload: Workload
     machine: Machine
@@ -43,28 +41,34 @@ class Study:
     future: Future | None
     series: bool = False
 
+    def bound(self, device_slots: int, host_slots: int) -> Bound:
+        """What no policy can go below with these tiers. The future must be known."""
+        assert self.future is not None
+        machine, block = self.machine, self.block_tokens
+        slots = {a.name: machine.adapter_slots(a.rank, block) for a in self.workload.header.adapters}
+        return lower_bound(
+            self.future, machine.costs(block), slots,
+            device_slots=device_slots, host_slots=host_slots, warmup_s=self.warmup_s,
+        )  # fmt: skip
 
-_study: Study | None = None
 
-
-def _work(job: Job) -> dict[str, Any]:
-    assert _study is not None
+def _work(study: Study, job: Job) -> dict[str, Any]:
     begun = time.perf_counter()
     found = simulate(
-        _study.workload,
+        study.workload,
         systems.systems()[job.system],
-        _study.machine,
-        block_tokens=_study.block_tokens,
+        study.machine,
+        block_tokens=study.block_tokens,
         device_slots=job.device_slots,
         host_slots=job.host_slots,
-        warmup_s=_study.warmup_s,
-        hints=_study.hints,
-        future=_study.future,
+        warmup_s=study.warmup_s,
+        hints=study.hints,
+        future=study.future,
         **dict(job.knobs),
     )
     figures = {**found.figures, "wall_s": time.perf_counter() - begun}
-    if _study.series:
-        figures["series"] = series(found.outcome, found.gauges, _study.warmup_s)
+    if study.series:
+        figures["series"] = series(found.outcome, found.gauges, study.warmup_s)
     return figures
 
 
@@ -73,43 +77,22 @@ def jobs_of(study: Study, name: str, label: str, device: int, host: int) -> Iter
 
     Raises ValueError where the memory is too small for it.
     """
-    system = systems.systems()[name]
     adapters = {adapter.name: adapter.rank for adapter in study.workload.header.adapters}
     setting = systems.Setting(study.machine, study.block_tokens, adapters, device, host)
-    values: list[Any] = [None]
-    if system.knob == "slots":
-        values = systems.slot_counts(setting)
-        if not values:
-            raise ValueError(
-                f"{label} holds no adapter buffer of the largest rank beside KV; give more memory"
-            )
-    elif system.knob == "lora_share":
-        values = systems.lora_shares()
-    for value in values:
-        knobs = () if value is None else ((str(system.knob), value),)
-        yield Job(name, knobs, device, host, label)
+    choices = systems.systems()[name].choices(setting)
+    if not choices:
+        raise ValueError(f"{label} holds no adapter buffer of the largest rank beside KV; give more memory")
+    for knobs in choices:
+        yield Job(name, tuple(knobs.items()), device, host, label)
 
 
 def run_all(study: Study, jobs: list[Job], processes: int) -> dict[Job, dict[str, Any]]:
     """Figures of every job, with the seconds it took. ``processes``: how many work at once."""
-    global _study  # a worker process inherits it by fork
-    _study = study
-    found: dict[Job, dict[str, Any]] = {}
-    with tqdm(total=len(jobs), unit="run", leave=False) as bar:
-        if processes < 2 or len(jobs) < 2:
-            for job in jobs:
-                bar.set_description(job.system)
-                found[job] = _work(job)
-                bar.update()
-            return found
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-            waiting = {pool.submit(_work, job): job for job in jobs}
-            for done in as_completed(waiting):
-                found[waiting[done]] = done.result()
-                bar.set_description(waiting[done].system)
-                bar.update()
-    return found
+    labels = [job.system for job in jobs]
+    found = pool.compute(
+        lambda number: _work(study, jobs[number]), labels, range(len(jobs)), processes, "run"
+    )
+    return {jobs[number]: figures for number, figures in found.items()}
 
 
 def best_of(found: dict[Job, dict[str, Any]], name: str, label: str) -> tuple[Job, dict[str, Any]]:

@@ -37,6 +37,10 @@ class Setting:
     device_slots: int
     host_slots: int
 
+    def place(self) -> tuple[Machine, int, dict[str, int]]:
+        """What every cache is given first."""
+        return self.machine, self.block_tokens, self.adapters
+
 
 @dataclass(frozen=True)
 class System:
@@ -59,6 +63,13 @@ class System:
         """A fresh cache. Raises ValueError where the knobs leave no memory for KV."""
         return self.build(setting, **self.fixed, **knobs)
 
+    def choices(self, setting: Setting) -> list[dict[str, Any]]:
+        """The values that its knob is tuned over, one empty choice where it has none; none where nothing fits."""
+        if self.knob is None:
+            return [{}]
+        values = slot_counts(setting) if self.knob == "slots" else LORA_SHARES
+        return [{self.knob: value} for value in values]
+
 
 #: Nothing moves but what a request that is being admitted needs, and new KV to the host.
 _ON_DEMAND: dict[str, Any] = {
@@ -72,18 +83,12 @@ _ON_DEMAND: dict[str, Any] = {
 def _unified(
     setting: Setting, *, policy: str | Policy, history: bool = True, without: str = "", **settings: Any
 ) -> UnifiedCache:
-    host_slots = setting.host_slots
-    settings = {**switches(frozenset({without} - {""})), **settings}
+    host = setting.host_slots
+    chosen = SwapSettings(host_slots=host, **{**switches(frozenset({without} - {""})), **settings})
     return UnifiedCache(
-        setting.machine,
-        setting.block_tokens,
-        setting.adapters,
-        device_slots=setting.device_slots,
-        host_slots=host_slots,
-        policy=policy,
-        settings=SwapSettings(host_slots=host_slots, **settings),
+        *setting.place(), device_slots=setting.device_slots, host_slots=host, policy=policy, settings=chosen,
         history=history,
-    )
+    )  # fmt: skip
 
 
 def _slotted(
@@ -97,17 +102,10 @@ def _slotted(
     host_slots = max(setting.host_slots - adapters, 0) if host else 0
     copies = min(adapters, setting.host_slots) if setting.host_slots else adapters
     return SlottedCache(
-        setting.machine,
-        setting.block_tokens,
-        setting.adapters,
-        device_slots=setting.device_slots,
-        host_slots=host_slots,
-        policy="lru",
-        settings=SwapSettings(host_slots=host_slots, **_ON_DEMAND),
-        adapter_host_slots=copies,
-        slots=used,
+        *setting.place(), device_slots=setting.device_slots, host_slots=host_slots, policy="lru",
+        settings=SwapSettings(host_slots=host_slots, **_ON_DEMAND), adapter_host_slots=copies, slots=used,
         overlap=overlap,
-    )
+    )  # fmt: skip
 
 
 def _buffer(setting: Setting) -> int:
@@ -117,49 +115,31 @@ def _buffer(setting: Setting) -> int:
 
 def slot_counts(setting: Setting) -> list[int]:
     """Numbers of buffers that a sweep tries: powers of two between all adapters and none, that leave room for KV."""
-    most = int(0.9 * setting.device_slots // _buffer(setting))
-    counts = {min(len(setting.adapters), most)}
-    count = 4
-    while count < min(len(setting.adapters), most):
-        counts.add(count)
-        count *= 2
-    return sorted(c for c in counts if c > 0)
+    most = min(len(setting.adapters), int(0.9 * setting.device_slots // _buffer(setting)))
+    return sorted({most, *(2**power for power in range(2, 64) if 2**power < most)} - {0})
 
 
-def lora_shares() -> list[float]:
-    """Shares of the device for adapters that a sweep tries."""
-    return [0.05, 0.1, 0.2, 0.35, 0.5]
-
-
-_SLOTTED = {
-    "stock": (
-        "SGLang as released: buffers of the largest rank, batches wait for loads, no host KV",
-        {"host": False, "overlap": False},
-    ),
-    "stock-overlap": (
-        "SGLang with --enable-lora-overlap-loading: loads beside running batches",
-        {"host": False, "overlap": True},
-    ),
+#: Shares of the device for adapters that a sweep tries.
+LORA_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
+#: What stands for a system with slot buffers, whether it has a host tier for KV, and whether loads overlap.
+_SLOTTED: dict[str, tuple[str, bool, bool]] = {
+    "stock": ("SGLang as released: buffers of the largest rank, batches wait for loads, no host KV", False, False),
+    "stock-overlap": ("SGLang with --enable-lora-overlap-loading: loads beside running batches", False, True),
     "hicache": (
-        "SGLang with --enable-hierarchical-cache and overlap loading: KV to the host and back at admission",
-        {"host": True, "overlap": True},
+        "SGLang with --enable-hierarchical-cache and overlap loading: KV to the host and back at admission", True, True,
     ),
-    "vllm": (
-        "vLLM-like: max_loras buffers, both LRU, batches wait for loads, no offload",
-        {"host": False, "overlap": False},
-    ),
+    "vllm": ("vLLM-like: max_loras buffers, both LRU, batches wait for loads, no offload", False, False),
     "vllm-offload": (
-        "vLLM-like with KV offload to host memory, fetched when a request is admitted",
-        {"host": True, "overlap": False},
+        "vLLM-like with KV offload to host memory, fetched when a request is admitted", True, False,
     ),
-}
+}  # fmt: skip
 
 
 def systems() -> dict[str, System]:
     """All by name: baselines, then every policy over the unified pool."""
     found: dict[str, System] = {}
-    for name, (line, fixed) in _SLOTTED.items():
-        found[name] = System(name, line, _slotted, "slots", fixed)
+    for name, (line, host, overlap) in _SLOTTED.items():
+        found[name] = System(name, line, _slotted, "slots", {"host": host, "overlap": overlap})
     found["vllm-split"] = System(
         "vllm-split",
         f"vLLM-like and not tuned: a fixed {SPLIT:.0%} of the memory for buffers, as the paper's control",

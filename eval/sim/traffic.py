@@ -62,22 +62,12 @@ class _Talk:
         self._known, self._blocks = known, whole_keys
         self.turn += 1
         last = self.turn == len(session.turns)
+        due = session.start if session.turns[turn].at is None else at
         return Request(
-            rid=f"{session.id}/{turn}",
-            number=number,
-            session=session.id,
-            adapter=adapter,
-            lora_rank=lora_rank,
-            prompt=prompt,
-            whole=known,
-            prompt_tokens=tokens(pieces),
-            answer_tokens=answer.tokens,
-            known=there,
-            due=session.start if session.turns[turn].at is None else at,
-            last=last,
-            arrived=at,
-            hints=hints.hints(session.id, turn, last),
-        )
+            rid=f"{session.id}/{turn}", number=number, session=session.id, adapter=adapter, lora_rank=lora_rank,
+            prompt=prompt, whole=known, prompt_tokens=tokens(pieces), answer_tokens=answer.tokens, known=there, due=due,
+            last=last, arrived=at, hints=hints.hints(session.id, turn, last),
+        )  # fmt: skip
 
     def _shared(self, blocks: array[int]) -> array[int]:
         """Ids of the leading blocks that the context so far has as well; an array of its own."""

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
 
 from elora_sglang.eval.support.provenance import provenance
+
+tabulate.MIN_PADDING = 0  # columns are as wide as their widest cell
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Table:
     def text(self) -> str:
         """Title and rows: the first column to the left, the others to the right."""
         align = ["left", *("right" for _ in self.header[1:])]
-        shown = tabulate([*self.rows], [*self.header], "simple", colalign=align, disable_numparse=True)
+        shown = tabulate.tabulate(
+            [*self.rows], [*self.header], "simple", colalign=align, disable_numparse=True
+        )
         return f"{self.title}\n\n{shown}\n"
 
 

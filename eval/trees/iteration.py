@@ -21,22 +21,17 @@ hardly move.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import logging
-import multiprocessing
-import os
 import statistics
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support import estimates, reporting
 from elora_sglang.eval.trees import life as lives
-from elora_sglang.eval.trees.systems import MODULES
+from elora_sglang.eval.trees import process
 
 POLICIES = ("elora", "lru")
 AIM_NODES, AIM_MS = 100_000, 1.0
@@ -52,8 +47,7 @@ def grow(policy: str, nodes: int) -> lives.Life:
     life = lives.Life(policy, nodes)
     for _ in range(WARM_UP):
         life.step(hurry=True)
-    gc.collect()
-    gc.freeze()
+    process.freeze()
     while life.cache.stats.host_evicted < lives.ADAPTERS:
         life.step(hurry=True)
     for _ in range(SETTLE):
@@ -95,21 +89,13 @@ def _counts(life: lives.Life) -> dict[str, int]:
 
 
 def _summary(seconds: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    last = len(ordered) - 1
-    return {
-        "mean_ms": 1000 * statistics.mean(ordered),
-        "p50_ms": 1000 * statistics.median(ordered),
-        "p99_ms": 1000 * ordered[min(last, int(0.99 * len(ordered)))],
-        "max_ms": 1000 * ordered[last],
-    }
+    p50, p99, most = estimates.quantiles(seconds, (0.5, 0.99, 1.0), "higher")
+    mean = statistics.fmean(seconds)
+    return {"mean_ms": 1000 * mean, "p50_ms": 1000 * p50, "p99_ms": 1000 * p99, "max_ms": 1000 * most}
 
 
 def serve(pipe: Connection, policy: str, nodes: int, iterations: int) -> None:
     """Process entry point: answers the figures, or why there are none."""
-    os.dup2(2, 1)  # whatever SGLang prints must not end up in a JSON report
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     try:
         pipe.send(measure(grow(policy, nodes), iterations))
     except Exception as error:
@@ -118,19 +104,10 @@ def serve(pipe: Connection, policy: str, nodes: int, iterations: int) -> None:
 
 def in_a_process(policy: str, nodes: int, iterations: int) -> dict[str, Any]:
     """:func:`measure` in a process of its own. Raises ``SystemExit`` with the reason if it fails."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(MODULES))
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, policy, nodes, iterations), daemon=True)
     started = time.perf_counter()
-    process.start()
-    theirs.close()
-    found: Any = "no answer"
-    with contextlib.suppress(EOFError):
-        if pipe.poll(600 + nodes / SLOWEST_GROWTH + iterations):
-            found = pipe.recv()
-    process.terminate()
-    process.join()
+    child = process.Child(serve, policy, nodes, iterations)
+    found = child.answer(600 + nodes / SLOWEST_GROWTH + iterations)
+    child.close()
     if not isinstance(found, dict):
         raise SystemExit(f"micro: an iteration under {policy} at {nodes} nodes: {found}")
     reporting.progress(f"{policy}, {nodes} nodes: measured after {time.perf_counter() - started:.0f} s")
@@ -152,14 +129,16 @@ def measure_all(policies: Sequence[str], sizes: Sequence[int], iterations: int) 
 
 def aims(results: Sequence[dict[str, Any]]) -> list[reporting.Aim]:
     """P99 at ``AIM_NODES``, of all and of deciding alone, per policy."""
-    found = []
-    for result in results:
-        if result["nodes"] == AIM_NODES:
-            for part, name in (("total", "in ELORA"), ("deciding", "deciding alone")):
-                value = result[part]["p99_ms"]
-                text = f"P99 ms an iteration {name} at {AIM_NODES} nodes, policy {result['policy']}"
-                found.append(reporting.Aim(text, value, AIM_MS, value <= AIM_MS))
-    return found
+    return [
+        reporting.Aim.at_most(
+            f"P99 ms an iteration {name} at {AIM_NODES} nodes, policy {result['policy']}",
+            result[part]["p99_ms"],
+            AIM_MS,
+        )
+        for result in results
+        if result["nodes"] == AIM_NODES
+        for part, name in (("total", "in ELORA"), ("deciding", "deciding alone"))
+    ]
 
 
 def table(results: Sequence[dict[str, Any]]) -> reporting.Table:
@@ -186,4 +165,4 @@ def table(results: Sequence[dict[str, Any]]) -> reporting.Table:
         f"A scheduler iteration in ELORA, decisions and their execution, near memory pressure: {lives.RUNNING} "
         f"requests run, about as many wait, {lives.ADAPTERS} adapters, two tiers"
     )
-    return reporting.Table(title, header, rows)
+    return reporting.Table(title, header, rows, "iterations")

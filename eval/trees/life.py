@@ -145,23 +145,13 @@ class Life:
         tokens = session.tokens + self._text(self._random.randint(*TURN))
         self._requests += 1
         req = SimpleNamespace(
-            rid=f"r{self._requests}",
-            lora_id=session.adapter,
-            extra_key=session.adapter,
-            cache_salt=None,
-            sampling_params=SimpleNamespace(custom_params=session.hints),
-            origin_input_ids=tokens,
-            full_untruncated_fill_ids=tokens[:],
-            refresh_fill_ids=lambda: None,
-            positional_embed_overrides=None,
-            retracted_stain=False,
-            to_finish=None,
-            finished=lambda: True,
-            host_hit_length=0,
+            rid=f"r{self._requests}", lora_id=session.adapter, extra_key=session.adapter, cache_salt=None,
+            sampling_params=SimpleNamespace(custom_params=session.hints), origin_input_ids=tokens,
+            full_untruncated_fill_ids=tokens[:], refresh_fill_ids=lambda: None, positional_embed_overrides=None,
+            retracted_stain=False, to_finish=None, finished=lambda: True, host_hit_length=0,
             kv=SimpleNamespace(req_pool_idx=None, cache_protected_len=0, cache_inserted_len=0),
-            session=session,
-            answer=self._random.randint(*ANSWER),
-        )
+            session=session, answer=self._random.randint(*ANSWER),
+        )  # fmt: skip
         self.waiting.append(req)
         self._elora(self.cache.enqueued, req)
 

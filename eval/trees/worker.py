@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
-import os
+import itertools
 import time
-import warnings
 from array import array
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from elora_sglang.eval.trees import systems
+from elora_sglang.eval.trees import caches, process
 
 REQUEST_TOKENS = 1024
 SHARED_TOKENS = 512
@@ -39,17 +37,6 @@ class Grown:
     slots: Any
 
 
-class _Numbers:
-    """Runs of tokens nobody used before."""
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def take(self, count: int) -> array[int]:
-        start, self._next = self._next, self._next + count
-        return array("q", range(start, self._next))
-
-
 def grow(name: str, page_size: int, nodes: int, requests: int) -> Grown:
     """Build a tree of about ``nodes`` KV nodes, ready for ``requests`` measured ones.
 
@@ -61,27 +48,32 @@ def grow(name: str, page_size: int, nodes: int, requests: int) -> Grown:
     background = nodes - len(CHAT_ENDS) * requests
     if background < 0:
         raise ValueError(f"{requests} requests need at least {len(CHAT_ENDS) * requests} nodes, not {nodes}")
-    system = systems.build(name, page_size)
+    system = caches.build(name, page_size)
     for adapter in ADAPTERS:
         system.register(adapter)
-    numbers, slots = _Numbers(), torch.arange(REQUEST_TOKENS)
+    slots, unused = torch.arange(REQUEST_TOKENS), itertools.count()
+
+    def fresh(count: int) -> array[int]:
+        """Tokens that nobody used before."""
+        return array("q", itertools.islice(unused, count))
+
     pending: list[tuple[str, array[int]]] = []
     every = max(background // max(requests, 1), 1)
     made = 0
-    head = numbers.take(HALF)
+    head = fresh(HALF)
     while made < background or len(pending) < requests:
         if made < background:
             group, member = divmod(made, SHARING + 1)
             if member == 0:
-                head = numbers.take(HALF)
+                head = fresh(HALF)
             else:
-                system.insert(ADAPTERS[group % len(ADAPTERS)], head + numbers.take(HALF), slots[: 2 * HALF])
+                system.insert(ADAPTERS[group % len(ADAPTERS)], head + fresh(HALF), slots[: 2 * HALF])
             made += 1
         if len(pending) < requests and (made >= background or made % every == 0):
-            adapter, chat = ADAPTERS[len(pending) % len(ADAPTERS)], numbers.take(CHAT_ENDS[-1])
+            adapter, chat = ADAPTERS[len(pending) % len(ADAPTERS)], fresh(CHAT_ENDS[-1])
             for end in CHAT_ENDS:
                 system.insert(adapter, chat[:end], slots[:end])
-            pending.append((adapter, chat[:SHARED_TOKENS] + numbers.take(REQUEST_TOKENS - SHARED_TOKENS)))
+            pending.append((adapter, chat[:SHARED_TOKENS] + fresh(REQUEST_TOKENS - SHARED_TOKENS)))
     return Grown(system, pending, slots)
 
 
@@ -128,8 +120,7 @@ def grow_all(name: str, page_size: int, sizes: list[int], requests: int) -> dict
     gc.unfreeze()
     gc.collect()
     grown = {size: grow(name, page_size, size, requests) for size in sizes}
-    gc.collect()
-    gc.freeze()
+    process.freeze()
     return grown
 
 
@@ -139,9 +130,6 @@ def serve(pipe: Connection, name: str, sizes: list[int], requests: int) -> None:
     ``build`` (size: page size) replaces all trees and answers ``""`` or why it could not; ``request`` and
     ``evict`` answer samples in seconds.
     """
-    os.dup2(2, 1)  # whatever SGLang prints must not end up in a JSON report
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     grown: dict[int, Grown] = {}
     with contextlib.suppress(EOFError):
         while (order := pipe.recv()) is not None:

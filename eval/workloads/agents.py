@@ -21,15 +21,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads import arrivals
-from elora_sglang.eval.workloads.draws import LogNormal, geometric
-from elora_sglang.eval.workloads.model import Piece, Session, WorkloadError
-from elora_sglang.eval.workloads.traffic import Talk, Traffic, own_ids
+from elora_sglang.eval.workloads.draws import LogNormal
+from elora_sglang.eval.workloads.model import Piece
+from elora_sglang.eval.workloads.traffic import Bursty, Conversations
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agents(Traffic):
-    """Lengths in tokens, times in seconds; means are those of one turn."""
+class Agents(Bursty, Conversations):
+    """``preamble_tokens`` and what follows it: of an adapter's preamble."""
 
     NAME: ClassVar[str] = "agents"
     ABOUT: ClassVar[str] = "long shared preambles, many short turns, bursty (the paper's Taskmaster scenario)"
@@ -47,48 +46,12 @@ class Agents(Traffic):
     think_s: float = 12.0
     think_sigma: float = 0.7  # an assumption
     think_most: float = 120.0  # an assumption
-    on_s: float = 20.0
-    off_s: float = 60.0
-    context_tokens: int = 8192  # Llama-3-8B's
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.turns < 1:
-            raise WorkloadError(f"turns must be at least 1, got {self.turns:g}")
-        self._talk()
-        self._arrivals()
-        self._preamble(0)
-
-    def _talk(self) -> Talk:
-        return Talk(
-            LogNormal(self.prompt_tokens, self.prompt_sigma, self.prompt_most),
-            LogNormal(self.answer_tokens, self.answer_sigma, self.answer_most),
-            LogNormal(self.think_s, self.think_sigma, self.think_most),
-            self.context_tokens,
-        )
-
-    def _preamble(self, adapter: int) -> tuple[Piece, ...]:
+    def opening(self, adapter: int) -> tuple[Piece, ...]:
+        """The preamble."""
         lengths = LogNormal(self.preamble_tokens, self.preamble_sigma, self.preamble_most)
         return (Piece(adapter, lengths.tokens(self.rng("preamble", adapter))),)
 
-    def _arrivals(self) -> Iterator[tuple[float, int]]:
-        return arrivals.bursts(
-            self.popularity(),
-            self.adapters,
-            rate=self.rate / self.turns,
-            duration_s=self.duration_s,
-            on_s=self.on_s,
-            off_s=self.off_s,
-            seed=self.seed,
-        )
-
-    def sessions(self) -> Iterator[Session]:
-        """See :class:`Traffic`."""
-        talk, ids = self._talk(), own_ids()
-        preambles = [self._preamble(adapter) for adapter in range(self.adapters)]
-        for number, (at, adapter) in enumerate(self._arrivals()):
-            rng = self.rng(number)
-            turns = geometric(rng, self.turns)
-            yield talk.session(
-                rng, ids, number=number, adapter=adapter, at=at, opening=preambles[adapter], turns=turns
-            )
+    def begins(self) -> Iterator[tuple[float, int]]:
+        """In bursts."""
+        return self.bursts(self.rate / self.turns)

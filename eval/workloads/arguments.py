@@ -19,42 +19,29 @@ _TRACE = {"speed": "speed", "sample": "sample", "columns": "columns", "preamble"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what :func:`workload` needs, but for the name of a generator, which the command adds as ``args.workload``."""
-    both = parser.add_argument_group("workload", "defaults: of the generator, or 100 adapters for a trace")
-    both.add_argument("--trace", metavar="FILE", help="play this trace, or saved workload, not a generator")
-    both.add_argument("--rate", type=float, metavar="TURNS", help="turns a second on average")
-    both.add_argument("--duration", type=float, metavar="SECONDS", help="sessions begin within this time")
-    both.add_argument("--adapters", type=int, metavar="N", help="with a trace, 0: those that the file names")
-    both.add_argument(
-        "--skew", type=float, metavar="S", help="Zipf exponent of their use, 0 to 1.2 (default 0.9)"
-    )
-    both.add_argument(
-        "--drift", type=float, metavar="SECONDS", help="re-draw ranks of use so often, 0: never"
-    )
-    both.add_argument("--redraw", type=float, metavar="SHARE", help="how many of them (default 0.1)")
-    both.add_argument("--ranks", metavar="LIST", help="LoRA ranks: 32,64 in turn, or 8:0.5,64:0.5 by shares")
-    both.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (default 0)")
-    both.add_argument(
-        "--since",
-        type=float,
-        metavar="SECONDS",
-        help="begin so late, with the sessions that are under way then",
-    )
-    both.add_argument("--part", choices=("tuning", "held-out"), help="only these sessions")
-    both.add_argument(
-        "--part-share", type=float, default=0.5, metavar="SHARE", help="of tuning sessions (default 0.5)"
-    )
-    both.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another parameter of the generator; may be repeated",
-    )
-    trace = parser.add_argument_group("traces only")
-    trace.add_argument("--speed", type=float, metavar="X", help="divide arrival times by X")
-    trace.add_argument("--sample", type=float, metavar="SHARE", help="only this share of the sessions")
-    trace.add_argument("--columns", metavar="MAP", help=f"what a table's columns are: {EXAMPLE.split()[1]}")
-    trace.add_argument("--preamble", type=int, metavar="TOKENS", help="shared by an adapter's sessions")
+    add = parser.add_argument_group(
+        "workload", "defaults: of the generator, or 100 adapters for a trace"
+    ).add_argument
+    add("--trace", metavar="FILE", help="play this trace, or saved workload, not a generator")
+    add("--rate", type=float, metavar="TURNS", help="turns a second on average")
+    add("--duration", type=float, metavar="SECONDS", help="sessions begin within this time")
+    add("--adapters", type=int, metavar="N", help="with a trace, 0: those that the file names")
+    add("--skew", type=float, metavar="S", help="Zipf exponent of their use, 0 to 1.2 (default 0.9)")
+    add("--drift", type=float, metavar="SECONDS", help="re-draw ranks of use so often, 0: never")
+    add("--redraw", type=float, metavar="SHARE", help="how many of them (default 0.1)")
+    add("--ranks", metavar="LIST", help="LoRA ranks: 32,64 in turn, or 8:0.5,64:0.5 by shares")
+    add("--seed", type=int, metavar="N", help="of all that is drawn (default 0)")
+    since = "begin so late, with the sessions that are under way then"
+    add("--since", type=float, metavar="SECONDS", help=since)
+    add("--part", choices=("tuning", "held-out"), help="only these sessions")
+    add("--part-share", type=float, default=0.5, metavar="SHARE", help="of tuning sessions (default 0.5)")
+    other = "another parameter of the generator; may be repeated"
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help=other)
+    add = parser.add_argument_group("traces only").add_argument
+    add("--speed", type=float, metavar="X", help="divide arrival times by X")
+    add("--sample", type=float, metavar="SHARE", help="only this share of the sessions")
+    add("--columns", metavar="MAP", help=f"what a table's columns are: {EXAMPLE.split()[1]}")
+    add("--preamble", type=int, metavar="TOKENS", help="shared by an adapter's sessions")
 
 
 def about_generators() -> str:

@@ -39,48 +39,33 @@ def bursts(
     """
     if not (0 < on_s < math.inf and 0 <= off_s < math.inf):
         raise WorkloadError(f"bursts need on above 0 s and off of at least 0 s, got {on_s:g} and {off_s:g}")
-    streams = [
-        _switched(
-            popularity, adapter, rate, duration_s, on_s, off_s, random.Random(f"bursts/{seed}/{adapter}")
-        )
-        for adapter in range(adapters)
-    ]
-    return heapq.merge(*streams)
+    duty, drift = on_s / (on_s + off_s), popularity.drift_s or math.inf
 
+    def switched(adapter: int) -> Iterator[tuple[float, int]]:
+        rng = random.Random(f"bursts/{seed}/{adapter}")
 
-def _switched(
-    popularity: Popularity,
-    adapter: int,
-    rate: float,
-    duration_s: float,
-    on_s: float,
-    off_s: float,
-    rng: random.Random,
-) -> Iterator[tuple[float, int]]:
-    duty = on_s / (on_s + off_s)
-    on = rng.random() < duty
-    switch = _stay(rng, on, on_s, off_s)
-    time, epoch, drift = 0.0, 0, popularity.drift_s or math.inf
-    intensity = rate / duty * popularity.share(adapter, epoch)
-    due = rng.expovariate(1.0)  # of the integral of the intensity, until the next arrival
-    while time < duration_s:
-        end = min(switch, (epoch + 1) * drift, duration_s)
-        if on and due < intensity * (end - time):
-            time += due / intensity
-            due = rng.expovariate(1.0)
-            yield time, adapter
-            continue
-        due -= intensity * (end - time) if on else 0.0
-        time = end
-        if time >= (epoch + 1) * drift:
-            epoch += 1
-            intensity = rate / duty * popularity.share(adapter, epoch)
-        if time >= switch:
-            on = not on
-            switch = time + _stay(rng, on, on_s, off_s)
+        def stay() -> float:
+            return rng.expovariate(1 / (on_s if on else off_s)) if off_s else math.inf
 
+        on = rng.random() < duty
+        switch = stay()
+        time, epoch = 0.0, 0
+        intensity = rate / duty * popularity.share(adapter, epoch)
+        due = rng.expovariate(1.0)  # of the integral of the intensity, until the next arrival
+        while time < duration_s:
+            end = min(switch, (epoch + 1) * drift, duration_s)
+            if on and due < intensity * (end - time):
+                time += due / intensity
+                due = rng.expovariate(1.0)
+                yield time, adapter
+                continue
+            due -= intensity * (end - time) if on else 0.0
+            time = end
+            if time >= (epoch + 1) * drift:
+                epoch += 1
+                intensity = rate / duty * popularity.share(adapter, epoch)
+            if time >= switch:
+                on = not on
+                switch = time + stay()
 
-def _stay(rng: random.Random, on: bool, on_s: float, off_s: float) -> float:
-    if not off_s:
-        return math.inf
-    return rng.expovariate(1 / (on_s if on else off_s))
+    return heapq.merge(*map(switched, range(adapters)))

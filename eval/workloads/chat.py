@@ -20,17 +20,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elora_sglang.eval.workloads import arrivals
-from elora_sglang.eval.workloads.draws import LogNormal, geometric
-from elora_sglang.eval.workloads.model import Piece, Session, WorkloadError
-from elora_sglang.eval.workloads.traffic import Talk, Traffic, own_ids
+from elora_sglang.eval.workloads.model import Piece, WorkloadError
+from elora_sglang.eval.workloads.traffic import Conversations
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat(Traffic):
-    """Lengths in tokens, times in seconds; means are those of one turn.
-
-    ``system_tokens``: a system prompt that all sessions of an adapter share, 0 for none (LMSYS has none).
-    """
+class Chat(Conversations):
+    """``system_tokens``: a system prompt that all sessions of an adapter share, 0 for none (LMSYS has none)."""
 
     NAME: ClassVar[str] = "chat"
     ABOUT: ClassVar[str] = "conversations with think times (the paper's LMSYS scenario)"
@@ -46,31 +42,18 @@ class Chat(Traffic):
     think_sigma: float = 0.98
     think_most: float = 1800.0  # an assumption: who is away for longer does not come back
     system_tokens: int = 0
-    context_tokens: int = 8192  # Llama-3-8B's
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.turns < 1 or self.system_tokens < 0:
-            raise WorkloadError(
-                f"turns must be at least 1 and system_tokens at least 0, got {self.turns:g} and {self.system_tokens}"
-            )
-        self._talk()
+        if self.system_tokens < 0:
+            raise WorkloadError(f"system_tokens must be at least 0, got {self.system_tokens}")
 
-    def _talk(self) -> Talk:
-        return Talk(
-            LogNormal(self.prompt_tokens, self.prompt_sigma, self.prompt_most),
-            LogNormal(self.answer_tokens, self.answer_sigma, self.answer_most),
-            LogNormal(self.think_s, self.think_sigma, self.think_most),
-            self.context_tokens,
-        )
+    def opening(self, adapter: int) -> tuple[Piece, ...]:
+        """The system prompt."""
+        return (Piece(adapter, self.system_tokens),) if self.system_tokens else ()
 
-    def sessions(self) -> Iterator[Session]:
-        """See :class:`Traffic`."""
-        talk, popularity, ids = self._talk(), self.popularity(), own_ids()
+    def begins(self) -> Iterator[tuple[float, int]]:
+        """Poisson."""
+        popularity = self.popularity()
         times = arrivals.poisson(self.rate / self.turns, self.duration_s, self.rng("arrivals"))
-        for number, at in enumerate(times):
-            rng = self.rng(number)
-            adapter = popularity.adapter(number, at)
-            opening = (Piece(adapter, self.system_tokens),) if self.system_tokens else ()
-            turns = geometric(rng, self.turns)
-            yield talk.session(rng, ids, number=number, adapter=adapter, at=at, opening=opening, turns=turns)
+        return ((at, popularity.adapter(number, at)) for number, at in enumerate(times))

@@ -108,13 +108,6 @@ def count(value: Any, name: str, path: Path, line: int, least: int) -> int:
     return int(number)
 
 
-def _value(row: dict[str, Any], column: str, path: Path, line: int) -> Any:
-    try:
-        return row[column]
-    except KeyError:
-        raise bad(path, line, f"no column {column!r}", f"the file has {', '.join(row)}") from None
-
-
 def sessions(path: Path, columns: Columns) -> Iterator[tuple[Session, str | None]]:
     """The sessions in order of their first arrival with their adapters' names; holds the table in memory.
 
@@ -124,12 +117,18 @@ def sessions(path: Path, columns: Columns) -> Iterator[tuple[Session, str | None
     grouped: dict[object, list[tuple[float, int, int]]] = {}
     adapters: dict[object, str | None] = {}
     for line, row in rows(path):
-        at = seconds(_value(row, columns.time, path, line), columns.unit, path, line)
-        prompt = count(_value(row, columns.prompt, path, line), columns.prompt, path, line, 1)
-        answer = max(1, count(_value(row, columns.answer, path, line), columns.answer, path, line, 0))
-        key = _value(row, columns.session, path, line) if columns.session else line
+
+        def value(column: str, line: int = line, row: dict[str, Any] = row) -> Any:
+            if column not in row:
+                raise bad(path, line, f"no column {column!r}", f"the file has {', '.join(row)}")
+            return row[column]
+
+        at = seconds(value(columns.time), columns.unit, path, line)
+        prompt = count(value(columns.prompt), columns.prompt, path, line, 1)
+        answer = max(1, count(value(columns.answer), columns.answer, path, line, 0))
+        key = value(columns.session) if columns.session else line
         key = line if key in ("", None) else str(key)
-        named = _value(row, columns.adapter, path, line) if columns.adapter else None
+        named = value(columns.adapter) if columns.adapter else None
         adapter = None if named in ("", None) else str(named)
         if adapters.setdefault(key, adapter) != adapter:
             what = f"session {key} changes its adapter from {adapters[key]} to {adapter}"

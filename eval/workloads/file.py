@@ -19,17 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from elora_sglang.eval.workloads.model import (
-    VERSION,
-    Adapter,
-    Header,
-    Piece,
-    Session,
-    Turn,
-    Workload,
-    WorkloadError,
-    fault,
-)
+from elora_sglang.eval.workloads import model
+from elora_sglang.eval.workloads.model import Adapter, Header, Piece, Session, Turn, Workload, WorkloadError
 
 FORMAT = "elora-workload"
 
@@ -64,19 +55,23 @@ def parse(path: Path, line: int, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise bad(
-            path, line, f"not JSON ({error.msg} at column {error.colno})", "is the file cut off?"
-        ) from None
+        what = f"not JSON ({error.msg} at column {error.colno})"
+        raise bad(path, line, what, "is the file cut off?") from None
     if not isinstance(value, dict):
         raise bad(path, line, "not a JSON object", "is this the right file?")
     return value
 
 
+def _whole(value: Any, what: str) -> int:
+    if type(value) is not int:
+        raise ValueError(what)
+    return value
+
+
 def _piece(value: Any) -> Piece:
     number, count = value
-    if type(number) is not int or type(count) is not int:
-        raise ValueError("a piece is two whole numbers")
-    return Piece(number, count)
+    what = "a piece is two whole numbers"
+    return Piece(_whole(number, what), _whole(count, what))
 
 
 def _seconds(value: Any) -> float | None:
@@ -86,11 +81,8 @@ def _seconds(value: Any) -> float | None:
 
 
 def _turn(value: dict[str, Any]) -> Turn:
-    new = tuple(_piece(piece) for piece in value["new"])
-    if type(value["keep"]) is not int:
-        raise ValueError("keep is a whole number")
-    answer = _piece(value["answer"])
-    return Turn(value["keep"], new, answer, _seconds(value.get("think")), _seconds(value.get("at")))
+    new, keep = tuple(map(_piece, value["new"])), _whole(value["keep"], "keep is a whole number")
+    return Turn(keep, new, _piece(value["answer"]), _seconds(value.get("think")), _seconds(value.get("at")))
 
 
 def _session(value: dict[str, Any]) -> Session:
@@ -105,8 +97,8 @@ def _header(path: Path, number: int, text: str) -> Header:
     advice = "write it again with `python -m elora_sglang.eval workload ... --out FILE`"
     if value.get("format") != FORMAT:
         raise bad(path, number, "not the header of a saved workload", advice)
-    if value.get("version") != VERSION:
-        raise bad(path, number, f"version {value.get('version')}, this program reads {VERSION}", advice)
+    if value.get("version") != model.VERSION:
+        raise bad(path, number, f"version {value.get('version')}, this program reads {model.VERSION}", advice)
     try:
         adapters = tuple(Adapter(str(name), int(rank)) for name, rank in value["adapters"])
         return Header(str(value["name"]), int(value["seed"]), dict(value["parameters"]), adapters)
@@ -128,15 +120,13 @@ def _sessions(path: Path, header: Header) -> Iterator[Session]:
         except WorkloadError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise bad(
-                path, number, f"not a session ({_reason(error)})", "is the file cut off or edited?"
-            ) from None
-        if wrong := fault(session, len(header.adapters)):
+            what = f"not a session ({_reason(error)})"
+            raise bad(path, number, what, "is the file cut off or edited?") from None
+        if wrong := model.fault(session, len(header.adapters)):
             raise bad(path, number, wrong, "repair the line or write the file again")
         if session.start < last:
-            raise bad(
-                path, number, f"first arrival {session.start} s, before {last} s", "sort the sessions by it"
-            )
+            what = f"first arrival {session.start} s, before {last} s"
+            raise bad(path, number, what, "sort the sessions by it")
         last = session.start
         yield session
 
@@ -154,7 +144,7 @@ def read(path: str | Path) -> Workload:
     return Workload(header, lambda: _sessions(path, header))
 
 
-def _dump(value: object) -> str:
+def _dump(**value: object) -> str:
     return (
         json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -163,13 +153,13 @@ def _dump(value: object) -> str:
 def header_line(header: Header) -> str:
     """The first line of the file."""
     adapters = [[adapter.name, adapter.rank] for adapter in header.adapters]
-    rest = {
+    about = {
         "name": header.name,
         "parameters": header.parameters,
         "seed": header.seed,
         "version": header.version,
     }
-    return _dump({"adapters": adapters, "format": FORMAT, **rest})
+    return _dump(adapters=adapters, format=FORMAT, **about)
 
 
 def session_line(session: Session) -> str:
@@ -179,7 +169,7 @@ def session_line(session: Session) -> str:
         when = {"at": turn.at} if turn.at is not None else {"think": turn.think}
         new = [[piece.id, piece.tokens] for piece in turn.new]
         turns.append({"answer": [turn.answer.id, turn.answer.tokens], "keep": turn.keep, "new": new, **when})
-    return _dump({"adapter": session.adapter, "id": session.id, "turns": turns})
+    return _dump(adapter=session.adapter, id=session.id, turns=turns)
 
 
 def write(workload: Workload, path: str | Path) -> None:

@@ -6,7 +6,7 @@ pieces share. So a workload of 10^5 requests streams in little memory and fits e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,13 @@ def prompts(session: Session) -> Iterator[tuple[tuple[Piece, ...], Piece]]:
         prompt = context[: turn.keep] + turn.new
         yield prompt, turn.answer
         context = (*prompt, turn.answer)
+
+
+def common(one: Sequence[Piece], other: Sequence[Piece]) -> int:
+    """How many pieces two prompts share from the start."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def tokens(pieces: tuple[Piece, ...]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval.workloads.file import bad, lines, parse
-from elora_sglang.eval.workloads.model import MAX_ID, Piece, Session, Turn
+from elora_sglang.eval.workloads.model import MAX_ID, Piece, Session, Turn, common
 
 BLOCK_TOKENS = 512
 KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
@@ -63,16 +63,7 @@ def sessions(path: Path) -> Iterator[tuple[Session, None]]:
         turns: list[Turn] = []
         context: tuple[Piece, ...] = ()
         for at, prompt, answer in members:
-            keep = _common(context, prompt)
+            keep = common(context, prompt)
             turns.append(Turn(keep, prompt[keep:], answer, at=round((at - first) / 1000, 6)))
             context = (*prompt, answer)
         yield Session(str(number), None, tuple(turns)), None
-
-
-def _common(one: tuple[Piece, ...], other: tuple[Piece, ...]) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

@@ -29,25 +29,19 @@ def _exchanges(row: dict[str, Any], path: Path, line: int) -> list[Exchange]:
     turns = row.get("turns")
     if not isinstance(turns, list):
         raise bad(path, line, "no list of turns", ADVICE)
-    said: list[tuple[str, int]] = []
+    exchanges: list[list[int]] = []  # words of the user, of the assistant
+    before, last = 0, "assistant"  # words of the assistant before the user's first; who spoke last
     for turn in turns:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
             raise bad(path, line, f"{turn!r:.60} is no turn", ADVICE)
-        speaker, text = turn[0].lower(), turn[1]
+        speaker, words = turn[0].lower(), len(turn[1].split())
         if speaker not in ("user", "assistant"):
             raise bad(path, line, f"speaker {turn[0]!r:.60}", "only user and assistant are known")
-        said.append((speaker, len(text.split())))
-    exchanges: list[list[int]] = []
-    before = 0  # words of the assistant before the user's first
-    last = "assistant"
-    for speaker, words in said:
-        if speaker == "user" and last == "user" and exchanges:
-            exchanges[-1][0] += words
-        elif speaker == "user":
-            exchanges.append([before + words, 0])
+        if speaker == "user" and (last == "assistant" or not exchanges):
+            exchanges.append([before, 0])
             before = 0
-        elif exchanges:
-            exchanges[-1][1] += words
+        if exchanges:
+            exchanges[-1][speaker == "assistant"] += words
         else:
             before += words
         last = speaker

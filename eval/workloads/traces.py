@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval.workloads import azure, columns, file, mooncake, taskmaster, transforms
 from elora_sglang.eval.workloads.columns import Columns
-from elora_sglang.eval.workloads.model import (
-    Adapter,
-    Header,
-    Piece,
-    Session,
-    Workload,
-    WorkloadError,
-)
+from elora_sglang.eval.workloads.model import Adapter, Header, Piece, Session, Workload, WorkloadError
 from elora_sglang.eval.workloads.popularity import Popularity, lora_adapters
 
 # No reader uses ids near it.
@@ -24,12 +17,6 @@ PREAMBLE_ID = -(1 << 62)
 DEFAULTS: dict[str, Any] = {"adapters": 100, "skew": 0.9, "drift_s": 600.0, "redraw": 0.1, "ranks": "32,64"}
 
 Found = Iterator[tuple[Session, str | None]]
-
-
-@dataclass(frozen=True)
-class _Source:
-    format: str
-    sessions: Callable[[], Found]
 
 
 def detect(path: Path) -> str:
@@ -49,21 +36,20 @@ def detect(path: Path) -> str:
 
 def _source(
     path: Path, mapped: Columns | None, rate: float | None, duration_s: float | None, seed: int
-) -> _Source:
+) -> tuple[str, Callable[[], Found]]:
+    """The format of a file, and its sessions."""
     kind = "columns" if mapped else detect(path)
     if kind == "taskmaster":
         pace = 4.0 if rate is None else rate
-        return _Source(kind, lambda: taskmaster.sessions(path, pace, duration_s, seed))
+        return kind, lambda: taskmaster.sessions(path, pace, duration_s, seed)
     if rate is not None or duration_s is not None:
         raise WorkloadError(
             f"{path}: its requests have their times; leave rate and duration out, change the speed"
         )
     if mapped:
-        return _Source(kind, lambda: columns.sessions(path, mapped))
-    if kind == "mooncake":
-        return _Source(kind, lambda: mooncake.sessions(path))
-    if kind == "azure":
-        return _Source(kind, lambda: azure.sessions(path))
+        return kind, lambda: columns.sessions(path, mapped)
+    if kind in (known := {"mooncake": mooncake.sessions, "azure": azure.sessions}):
+        return kind, lambda: known[kind](path)
     names = ", ".join(next((row for _, row in columns.rows(path)), {"none": ""}))
     raise WorkloadError(f"{path}: an unknown format; name its columns ({names}) with {columns.EXAMPLE}")
 
@@ -109,9 +95,13 @@ def open_trace(
         saved = transforms.faster(saved, speed) if speed != 1 else saved
         return transforms.sample(saved, sample, seed) if sample != 1 else saved
 
-    source = _source(path, mapped, rate, duration_s, seed)
+    kind, source = _source(path, mapped, rate, duration_s, seed)
     settings = DEFAULTS | ({"adapters": 0} if mapped and mapped.adapter else {}) | given
-    named = _named(source) if settings["adapters"] == 0 else {}
+    named: dict[
+        str, int
+    ] = {}  # index by name of the adapters that the file names, which is read once for them
+    if settings["adapters"] == 0:
+        named = {name: index for index, name in enumerate(sorted({name for _, name in source() if name}))}
     listed = lora_adapters(len(named) or settings["adapters"], settings["ranks"], seed)
     if named:
         listed = tuple(Adapter(name, a.rank) for name, a in zip(named, listed, strict=True))
@@ -124,31 +114,22 @@ def open_trace(
         raise WorkloadError(f"a preamble has at least 0 tokens, got {preamble}")
 
     def sessions() -> Iterator[Session]:
-        for number, (found, name) in enumerate(source.sessions()):
+        for number, (found, name) in enumerate(source()):
             session = transforms.sped(found, speed)
             adapter = popularity.adapter(number, session.start) if popularity else named.get(name or "")
             session = replace(session, adapter=adapter)
             yield _begun(session, preamble) if preamble else session
 
-    about: dict[str, Any] = {"trace": path.name, "format": source.format, "speed": speed, **settings}
+    about: dict[str, Any] = {"trace": path.name, "format": kind, "speed": speed, **settings}
     about |= {"preamble_tokens": preamble, "rate": rate, "duration_s": duration_s}
     header = Header(path.name.partition(".")[0], seed, about, listed)
     workload = Workload(header, sessions)
     return transforms.sample(workload, sample, seed) if sample != 1 else workload
 
 
-def _named(source: _Source) -> dict[str, int]:
-    """Index by name of the adapters that a file names, in order of their names; reads the file once."""
-    names = sorted({name for _, name in source.sessions() if name})
-    return {name: index for index, name in enumerate(names)}
-
-
 def _begun(session: Session, preamble_tokens: int) -> Session:
     """The session with its adapter's preamble before its first prompt, and kept from then on."""
     shared = Piece(PREAMBLE_ID + (-1 if session.adapter is None else session.adapter), preamble_tokens)
     first, *others = session.turns
-    turns = (
-        replace(first, new=(shared, *first.new)),
-        *(replace(turn, keep=turn.keep + 1) for turn in others),
-    )
-    return replace(session, turns=turns)
+    kept = (replace(turn, keep=turn.keep + 1) for turn in others)
+    return replace(session, turns=(replace(first, new=(shared, *first.new)), *kept))

@@ -6,11 +6,12 @@ import itertools
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads.draws import LogNormal
+from elora_sglang.eval.workloads import arrivals
+from elora_sglang.eval.workloads.draws import LogNormal, geometric
 from elora_sglang.eval.workloads.model import Header, Piece, Session, Turn, Workload, WorkloadError
 from elora_sglang.eval.workloads.popularity import Popularity, lora_adapters
 
@@ -82,44 +83,90 @@ def own_ids() -> Iterator[int]:
     return itertools.count(FIRST_OWN_ID)
 
 
-@dataclass(frozen=True)
-class Talk:
-    """How the turns of a conversation are drawn.
+@dataclass(frozen=True, kw_only=True)
+class Bursty(Traffic):
+    """Arrivals that are switched on and off per adapter, see :func:`.arrivals.bursts`; times in seconds."""
 
-    ``think`` in seconds, the other lengths in tokens. A conversation ends early before its context, the answer
-    included, would exceed ``context_tokens``.
+    on_s: float = 20.0
+    off_s: float = 60.0
+
+    def bursts(self, rate: float) -> Iterator[tuple[float, int]]:
+        """(seconds, adapter) of arrivals, ``rate`` a second on average. Raises :class:`WorkloadError`."""
+        return arrivals.bursts(
+            self.popularity(), self.adapters, rate=rate, duration_s=self.duration_s, on_s=self.on_s, off_s=self.off_s,
+            seed=self.seed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversations(Traffic):
+    """Sessions of several turns with think times. Lengths in tokens, times in seconds; means are those of one turn.
+
+    A conversation ends early before its context, the answer included, would exceed ``context_tokens``.
     """
 
-    prompt: LogNormal
-    answer: LogNormal
-    think: LogNormal
-    context_tokens: int
+    turns: float
+    prompt_tokens: float
+    prompt_sigma: float
+    prompt_most: int
+    answer_tokens: float
+    answer_sigma: float
+    answer_most: int
+    think_s: float
+    think_sigma: float
+    think_most: float
+    context_tokens: int = 8192  # Llama-3-8B's
 
-    def session(
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.turns < 1:
+            raise WorkloadError(f"turns must be at least 1, got {self.turns:g}")
+        self._draws()
+        self.opening(0)
+        self.begins()
+
+    def _draws(self) -> tuple[LogNormal, LogNormal, LogNormal]:
+        """Prompts, answers, think times."""
+        return (
+            LogNormal(self.prompt_tokens, self.prompt_sigma, self.prompt_most),
+            LogNormal(self.answer_tokens, self.answer_sigma, self.answer_most),
+            LogNormal(self.think_s, self.think_sigma, self.think_most),
+        )
+
+    @abstractmethod
+    def begins(self) -> Iterator[tuple[float, int]]:
+        """(seconds, adapter) of every session."""
+
+    @abstractmethod
+    def opening(self, adapter: int) -> tuple[Piece, ...]:
+        """What all sessions of an adapter begin with."""
+
+    def sessions(self) -> Iterator[Session]:
+        """See :class:`Traffic`."""
+        draws, ids = self._draws(), itertools.count(FIRST_OWN_ID)
+        openings = [self.opening(adapter) for adapter in range(self.adapters)]
+        for number, (at, adapter) in enumerate(self.begins()):
+            rng = self.rng(number)
+            turns = self._turns(rng, ids, draws, openings[adapter], round(at, 6))
+            yield Session(str(number), adapter, tuple(turns))
+
+    def _turns(
         self,
         rng: random.Random,
         ids: Iterator[int],
-        *,
-        number: int,
-        adapter: int,
-        at: float,
+        draws: Sequence[LogNormal],
         opening: tuple[Piece, ...],
-        turns: int,
-    ) -> Session:
-        """A session with up to ``turns`` turns, at least one; its first prompt begins with ``opening``.
-
-        ``rng`` and ``ids`` move on.
-        """
-        made: list[Turn] = []
+        at: float,
+    ) -> Iterator[Turn]:
+        prompts, answers, thinks = draws
         length, pieces = sum(piece.tokens for piece in opening), 0
-        for turn in range(turns):
-            prompt, answer = self.prompt.tokens(rng), self.answer.tokens(rng)
-            think = round(self.think.draw(rng), 6)
+        for turn in range(geometric(rng, self.turns)):
+            prompt, answer = prompts.tokens(rng), answers.tokens(rng)
+            think = round(thinks.draw(rng), 6)
             length += prompt + answer
-            if made and length > self.context_tokens:
-                break
-            new = (*(() if made else opening), Piece(next(ids), prompt))
-            when = (None, round(at, 6)) if turn == 0 else (think, None)
-            made.append(Turn(pieces, new, Piece(next(ids), answer), *when))
+            if turn and length > self.context_tokens:
+                return
+            new = (*(() if turn else opening), Piece(next(ids), prompt))
+            when = (think, None) if turn else (None, at)
+            yield Turn(pieces, new, Piece(next(ids), answer), *when)
             pieces += len(new) + 1
-        return Session(str(number), adapter, tuple(made))

@@ -14,8 +14,13 @@ from elora_sglang.eval.workloads.model import Session, Turn, Workload, WorkloadE
 
 def filtered(workload: Workload, keep: Callable[[Session], bool], **parameters: Any) -> Workload:
     """The sessions that ``keep`` takes; ``parameters`` go into the header."""
+    return _with(workload, lambda: filter(keep, workload.sessions()), **parameters)
+
+
+def _with(workload: Workload, sessions: Callable[[], Iterator[Session]], **parameters: Any) -> Workload:
+    """Other ``sessions`` under the same header; ``parameters`` go into it."""
     header = replace(workload.header, parameters={**workload.header.parameters, **parameters})
-    return Workload(header, lambda: (session for session in workload.sessions() if keep(session)))
+    return Workload(header, sessions)
 
 
 def _share(share: float) -> None:
@@ -53,8 +58,7 @@ def sped(session: Session, speed: float) -> Session:
 def faster(workload: Workload, speed: float) -> Workload:
     """The workload with its arrival times divided by ``speed``; think times stay."""
     check_speed(speed)
-    header = replace(workload.header, parameters={**workload.header.parameters, "speed": speed})
-    return Workload(header, lambda: (sped(session, speed) for session in workload.sessions()))
+    return _with(workload, lambda: (sped(session, speed) for session in workload.sessions()), speed=speed)
 
 
 def since(workload: Workload, seconds: float, *, token_s: float = 0.01) -> Workload:
@@ -79,8 +83,7 @@ def since(workload: Workload, seconds: float, *, token_s: float = 0.01) -> Workl
         moved = (replace(s, turns=tuple(_earlier(t, seconds) for t in s.turns)) for s in later)
         yield from heapq.merge(sorted(early, key=_start), moved, key=_start)
 
-    header = replace(workload.header, parameters={**workload.header.parameters, "since": seconds})
-    return Workload(header, sessions)
+    return _with(workload, sessions, since=seconds)
 
 
 def _start(session: Session) -> float:

@@ -20,14 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads import arrivals
 from elora_sglang.eval.workloads.draws import LogNormal
 from elora_sglang.eval.workloads.model import Piece, Session, Turn, WorkloadError
-from elora_sglang.eval.workloads.traffic import Traffic, own_ids
+from elora_sglang.eval.workloads.traffic import Bursty, own_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation(Traffic):
+class Translation(Bursty):
     """Lengths in tokens, times in seconds. ``instruction_tokens``: shared by an adapter's requests, 0 for none."""
 
     NAME: ClassVar[str] = "translation"
@@ -42,35 +41,22 @@ class Translation(Traffic):
     )
     answer_sigma: float = 0.3  # an assumption
     instruction_tokens: int = 24
-    on_s: float = 20.0
-    off_s: float = 60.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.instruction_tokens < 0:
             raise WorkloadError(f"instruction_tokens must be at least 0, got {self.instruction_tokens}")
-        self._arrivals()
+        self.bursts(self.rate)
         self._lengths()
 
     def _lengths(self) -> tuple[LogNormal, LogNormal]:
         sentence = LogNormal(self.sentence_tokens, self.sentence_sigma, self.sentence_most)
         return sentence, LogNormal(self.answer_ratio, self.answer_sigma, 4 * self.answer_ratio)
 
-    def _arrivals(self) -> Iterator[tuple[float, int]]:
-        return arrivals.bursts(
-            self.popularity(),
-            self.adapters,
-            rate=self.rate,
-            duration_s=self.duration_s,
-            on_s=self.on_s,
-            off_s=self.off_s,
-            seed=self.seed,
-        )
-
     def sessions(self) -> Iterator[Session]:
         """See :class:`Traffic`."""
         (sentence, ratio), ids = self._lengths(), own_ids()
-        for number, (at, adapter) in enumerate(self._arrivals()):
+        for number, (at, adapter) in enumerate(self.bursts(self.rate)):
             rng = self.rng(number)
             length = sentence.tokens(rng)
             answer = max(1, round(length * ratio.draw(rng)))

@@ -52,8 +52,8 @@ def fault(module: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> 
         return f"it has no {unknown[0]}" if unknown else None
     try:
         build_parser().parse_args(words)
-    except SystemExit:
-        return capsys.readouterr().err.splitlines()[-1]
+    except SystemExit as refusal:
+        return str(refusal.code)
     return None
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from elora_sglang.eval.serving import chat, launch, player
 from elora_sglang.eval.serving import evaluation_model as model
+from elora_sglang.eval.serving.rig import counters_of
 from elora_sglang.eval.sim import machine
 from elora_sglang.eval.workloads.model import Piece, fault, prompts
 
@@ -163,3 +164,15 @@ def test_elora_without_its_link_is_refused() -> None:
     for state in ({}, {"elora": {}}, {"elora": {"link_gbps": 0.0}}):
         with pytest.raises(RuntimeError, match="elora: "):
             launch.require_hooks(system, {"internal_states": [state]}, budget(), 0.1)
+
+
+def test_counters_are_all_numbers_that_the_server_reports() -> None:
+    baseline = {"moved_bytes": {"load": 5, "save": 7}, "adapter_loads": 3, "hooks": ["x"], "link_gbps": 0.1}
+    found = counters_of({"internal_states": [{"baseline": baseline}]})
+    assert found == {"moved_load": 5, "moved_save": 7, "adapter_loads": 3}
+    elora = {"loaded_bytes": 9, "ready": True, "policy": "lru", "deep": {"hits": 2}}
+    assert counters_of({"internal_states": [{"elora": elora}]}) == {
+        "elora.loaded_bytes": 9,
+        "elora.deep.hits": 2,
+    }
+    assert counters_of({"internal_states": [{}]}) == {}

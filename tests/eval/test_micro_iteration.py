@@ -139,8 +139,8 @@ def test_both_parts_make_one_report(
     assert main(["micro", "--quick", "--strict"]) == 1
     shown = capsys.readouterr().out
     assert shown.index("One request of 1024 tokens") < shown.index("A scheduler iteration in ELORA")
-    assert "MISSED  P99 ms an iteration in ELORA at 100000 nodes, policy lru: 2 (aim: 1.0)" in shown
-    assert asked == [(["elora", "lru"], [1_000, 100_000], 1_000)]
+    assert "MISSED  P99 ms an iteration in ELORA at 100000 nodes, policy lru: 2 (aim: <= 1)" in shown
+    assert asked == [(["elora", "lru"], (1_000, 100_000), 1_000)]
     assert isinstance(iteration.table([entry]), reporting.Table)
 
 

@@ -50,7 +50,7 @@ def test_the_report_shows_what_finish_wrote(tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "kernels.json"
     tables.finish(out, "Kernels", tables.kernels(data), kernel_bench.aims(data), data, {"gpu": "none"})
     assert "MISSED" in capsys.readouterr().out
-    section = page.section("kernels", json.loads(out.read_text()))
+    section = page.section(out, json.loads(out.read_text()))
     assert "gpu: none" in section.note and len(section.aims) == 5
     assert [len(part.images) for part in section.parts] == [2, 1]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from elora_sglang.patches.baselines import _RECORDED
 from support import seeds
 
 from elora_sglang.eval.baselines import record
 from elora_sglang.eval.sim import recorded
-from elora_sglang.eval.trees.systems import StockCache
-from elora_sglang.patches.baselines import _RECORDED
+from elora_sglang.eval.trees.caches import StockCache
 
 
 @pytest.fixture

@@ -94,8 +94,8 @@ def test_a_trace_plays_as_well(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--policies", "lru,best"], "unknown system best; there are: stock,"),
-        (["--memory", "half"], "--memory takes numbers by comma, got 'half'"),
+        (["--policies", "lru,best"], "argument --policies/--systems: there is no best; there are: stock,"),
+        (["--memory", "half"], "argument --memory: 'half' is not a number of at least 0"),
         (["--profile", "h900"], "no machine profile 'h900'; there are: h100x2-llama-8b, h200-llama-8b"),
         (
             ["--policies", "stock", "--memory", "0.0001"],

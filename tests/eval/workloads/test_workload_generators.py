@@ -201,7 +201,7 @@ def test_the_burst_uses_8_adapters_and_then_16_evenly() -> None:
         ("chat", {"rate": 0}, "rate must be above 0"),
         ("chat", {"duration_s": float("inf")}, "duration_s"),
         ("chat", {"turns": 0.5}, "turns must be at least 1"),
-        ("chat", {"system_tokens": -1}, "system_tokens at least 0"),
+        ("chat", {"system_tokens": -1}, "system_tokens must be at least 0"),
         ("chat", {"prompt_tokens": 4000}, "mean 4000"),
         ("chat", {"ranks": "x"}, "write 8,16,32"),
         ("agents", {"on_s": 0}, "bursts need on above 0"),

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from elora_sglang.eval.workloads.figures import fitted_skew
+from elora_sglang.eval.workloads.description import fitted_skew
 from elora_sglang.eval.workloads.model import WorkloadError
 from elora_sglang.eval.workloads.popularity import Popularity, lora_adapters
 

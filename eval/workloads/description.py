@@ -1,14 +1,17 @@
-"""Figures of a workload, and what an infinite cache would find of its prompts."""
+"""What a workload is like in figures, and what an infinite cache would find of its prompts."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.optimize import brentq
+
+from elora_sglang.eval.support import estimates
 from elora_sglang.eval.workloads.blocks import BlockKeys
 from elora_sglang.eval.workloads.model import Piece, Session, Workload, prompts, tokens
 
@@ -25,7 +28,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Description:
     """Counts, lengths in tokens, times in seconds, shares between 0 and 1.
 
     ``span_s``: from the start to the last arrival that is known, a turn's with a think time is not. ``turn_rate``,
@@ -104,33 +107,26 @@ def fitted_skew(counts: Sequence[int], adapters: int) -> float:
     Between 0 and 5. Sorting flatters: few sessions over many adapters look skewed when they are not. Over a run with
     drift it is the skew of the whole, which is below that of a moment.
     """
-    used = sorted((count for count in counts if count), reverse=True)
-    if len(used) == 0 or adapters < 2:
+    used = np.sort([count for count in counts if count])[::-1]
+    if not len(used) or adapters < 2:
         return 0.0
-    logs = [math.log(rank + 1) for rank in range(adapters)]
-    seen = sum(count * log for count, log in zip(used, logs, strict=False)) / sum(used)
+    logs = np.log(np.arange(1, adapters + 1))
+    seen = float(np.average(logs[: len(used)], weights=used))
 
-    def expected(skew: float) -> float:
-        weights = [math.exp(-skew * log) for log in logs]
-        return sum(weight * log for weight, log in zip(weights, logs, strict=True)) / sum(weights)
+    def excess(skew: float) -> float:
+        return float(np.average(logs, weights=np.exp(-skew * logs))) - seen
 
-    low, high = 0.0, 5.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected(middle) > seen else (low, middle)
-    return (low + high) / 2
+    if excess(0.0) <= 0 or excess(5.0) >= 0:
+        return 0.0 if excess(0.0) <= 0 else 5.0
+    return float(brentq(excess, 0.0, 5.0))
 
 
 def _lengths(values: array[int]) -> Lengths:
-    ordered = sorted(values)
-
-    def at(share: float) -> int:
-        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-    return Lengths(statistics.fmean(ordered), at(0.5), at(0.95), at(0.99), ordered[-1])
+    shares = (0.5, 0.95, 0.99, 1.0)
+    return Lengths(statistics.fmean(values), *map(int, estimates.quantiles(values, shares)))
 
 
-def measure(workload: Workload, block_tokens: int) -> Figures | None:
+def measure(workload: Workload, block_tokens: int) -> Description | None:
     """The figures of a workload, None if it has no sessions; holds the lengths and the distinct blocks in memory."""
     cache = InfiniteCache(block_tokens)
     prompt, new, answer = array("q"), array("q"), array("q")
@@ -147,24 +143,14 @@ def measure(workload: Workload, block_tokens: int) -> Figures | None:
             last = max(last, turn.at or 0.0)
     if not sessions:
         return None
-    span = last or 1.0
-    full = max(1, cache.full)
-    return Figures(
-        sessions=sessions,
-        turns=len(prompt),
-        span_s=last,
-        turn_rate=len(prompt) / span,
-        prompt_rate=sum(prompt) / span,
-        answer_rate=sum(answer) / span,
-        prompt=_lengths(prompt),
-        new=_lengths(new),
-        answer=_lengths(answer),
-        adapters_listed=len(workload.header.adapters),
-        adapters_used=sum(count > 0 for count in use[:-1]),
-        skew=fitted_skew(use[:-1], len(workload.header.adapters)),
-        block_tokens=block_tokens,
-        full_blocks=cache.full,
+    span, full, adapters = last or 1.0, max(1, cache.full), len(workload.header.adapters)
+    return Description(
+        sessions=sessions, turns=len(prompt), span_s=last, turn_rate=len(prompt) / span,
+        prompt_rate=sum(prompt) / span, answer_rate=sum(answer) / span,
+        prompt=_lengths(prompt), new=_lengths(new), answer=_lengths(answer),
+        adapters_listed=adapters, adapters_used=sum(count > 0 for count in use[:-1]),
+        skew=fitted_skew(use[:-1], adapters), block_tokens=block_tokens, full_blocks=cache.full,
         full_hit=cache.full_hits / full,
         block_hit=(cache.full_hits + cache.partial_hits) / max(1, cache.full + cache.partial),
         distinct_tokens=(cache.full - cache.full_hits) * block_tokens,
-    )
+    )  # fmt: skip

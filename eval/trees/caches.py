@@ -11,8 +11,6 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
-#: What a process that will build systems may import beforehand.
-MODULES = ("elora_sglang.integration.cache.wiring", "sglang.srt.mem_cache.unified_radix_cache")
 SYSTEMS = ("elora", "sglang radix", "sglang unified python", "sglang unified rust")
 
 
@@ -46,16 +44,43 @@ def _params(page_size: int, **more: Any) -> Any:
     )
 
 
-class StockCache:
+class _Cache:
+    """A prefix cache of SGLang's contract.
+
+    Attributes:
+        cache: SGLang's object, or ours in its place.
+    """
+
+    cache: Any
+
+    def __init__(self) -> None:
+        from sglang.srt.mem_cache import base_prefix_cache as contract
+        from sglang.srt.mem_cache.radix_cache import RadixKey
+
+        self._contract, self._key = contract, RadixKey
+        self._requests: dict[str, Any] = {}
+
+    def match(self, adapter: str, tokens: array[int]) -> tuple[int, Any]:
+        """(matched tokens, node)."""
+        key, req = self._key(tokens, extra_key=adapter), self._requests.get(adapter)
+        got = self.cache.match_prefix(self._contract.MatchPrefixParams(key=key, req=req))
+        return got.device_prefix_len, got.last_device_node
+
+    def evict(self, slots: int) -> int:
+        """Free at least ``slots``; returns how many were freed."""
+        freed: int = self.cache.evict(self._contract.EvictParams(num_tokens=slots)).num_tokens_evicted
+        return freed
+
+
+class StockCache(_Cache):
     """One of SGLang's prefix caches; adapters are namespaces (``extra_key``), as in stock SGLang."""
 
     def __init__(self, name: str, page_size: int) -> None:
-        from sglang.srt.mem_cache import base_prefix_cache as contract
-        from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
-
-        self._contract, self._key = contract, RadixKey
+        super().__init__()
         if name == "sglang radix":
-            self.cache: Any = RadixCache(_params(page_size))
+            from sglang.srt.mem_cache.radix_cache import RadixCache
+
+            self.cache = RadixCache(_params(page_size))
         else:
             from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
             from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
@@ -70,40 +95,26 @@ class StockCache:
     def register(self, adapter: str) -> None:
         """Stock SGLang's tree does not know adapters."""
 
-    def match(self, adapter: str, tokens: array[int]) -> tuple[int, Any]:
-        """(matched tokens, node)."""
-        key = self._key(tokens, extra_key=adapter)
-        got = self.cache.match_prefix(self._contract.MatchPrefixParams(key=key))
-        return got.device_prefix_len, got.last_device_node
-
     def insert(self, adapter: str, tokens: array[int], slots: Any) -> Any:
         """Insert the whole key; returns the node at its end."""
         key = self._key(tokens, extra_key=adapter)
         return self.cache.insert(self._contract.InsertParams(key=key, value=slots)).last_device_node
 
-    def evict(self, slots: int) -> int:
-        """Free at least ``slots``; returns how many were freed."""
-        freed: int = self.cache.evict(self._contract.EvictParams(num_tokens=slots)).num_tokens_evicted
-        return freed
 
-
-class EloraCache:
+class EloraCache(_Cache):
     """``EloraRadixCache``; only ``insert``, which it does within ``checkpoint``, is called on its tree."""
 
     def __init__(self, page_size: int) -> None:
         import torch
-        from sglang.srt.mem_cache import base_prefix_cache as contract
-        from sglang.srt.mem_cache.radix_cache import RadixKey
 
         from elora_sglang.eval.support.lora_pool import StandInPool
         from elora_sglang.integration.cache import wiring
 
-        self._contract, self._key = contract, RadixKey
+        super().__init__()
         # Adapters of 64 slots and no bytes: what the weights cost is not the tree's business.
         self._weights = StandInPool({})
         self.cache = wiring.build(_params(page_size), weights=self._weights)
         self._adapter_slots = torch.arange(64)
-        self._requests: dict[str, Any] = {}
 
     def register(self, adapter: str) -> None:
         """Make the adapter resident."""
@@ -111,22 +122,10 @@ class EloraCache:
         self._weights.sizes[adapter] = len(self._adapter_slots)
         self.cache.tree.make_resident(self.cache.adapters.node(adapter), self._adapter_slots)
 
-    def match(self, adapter: str, tokens: array[int]) -> tuple[int, Any]:
-        """(matched tokens, node)."""
-        key = self._key(tokens, extra_key=adapter)
-        params = self._contract.MatchPrefixParams(key=key, req=self._requests[adapter])
-        got = self.cache.match_prefix(params)
-        return got.device_prefix_len, got.last_device_node
-
     def insert(self, adapter: str, tokens: array[int], slots: Any) -> Any:
         """Insert the whole key; returns the node at its end."""
         node = self.cache.adapters.node(adapter)
         return self.cache.tree.insert(node, tokens, (adapter, None), slots, len(tokens)).node
-
-    def evict(self, slots: int) -> int:
-        """Free at least ``slots``; returns how many were freed."""
-        freed: int = self.cache.evict(self._contract.EvictParams(num_tokens=slots)).num_tokens_evicted
-        return freed
 
 
 def build(name: str, page_size: int) -> StockCache | EloraCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 from support import workload_samples
 
-from elora_sglang.eval import workload as command
+from elora_sglang.eval.cli import main
 from elora_sglang.eval.workloads import create, file
-from elora_sglang.eval.workloads.figures import InfiniteCache, fitted_skew, measure
+from elora_sglang.eval.workloads.description import InfiniteCache, fitted_skew, measure
 from elora_sglang.eval.workloads.model import Adapter, Header, Piece, Session, Turn, Workload, prompts
 
 HEADER = Header("test", 0, {}, (Adapter("a", 8), Adapter("b", 8)))
@@ -106,11 +105,7 @@ def test_a_skew_is_found_again(skew: float) -> None:
 
 
 def run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    args = parser.parse_args(["workload", *words])
-    status: int = args.run(args)
-    return status
+    return main(["workload", *words])
 
 
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +150,7 @@ def test_the_command_takes_parts(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--set", "turns=many"], "write NAME=VALUE"),
         (["chat", "--set", "colour=1"], "no parameter 'colour'"),
         (["chat", "--rate", "-1"], "rate must be above 0"),
-        (["chat", "--block-tokens", "0"], "--block-tokens must be at least 1"),
+        (["chat", "--block-tokens", "0"], "argument --block-tokens: '0' is not a whole number of at least 1"),
         (["chat", "--duration", "0.001"], "no sessions"),
         (["--trace", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--trace", "missing.jsonl", "--set", "a=1"], "--set is for generators"),
