@@ -190,7 +190,8 @@ def _signature(path: str, entry: Entry, before: Shape, now: Shape) -> Change | N
         return _change(
             path, entry, "signature changed", f"{before.signature} -> not shown by its source", breaks=False
         )
-    failing = [call for call in entry.calls if not binds(now.signature, call)]
+    fitting = (call for call in entry.calls if binds(before.signature, call))
+    failing = [call for call in fitting if not binds(now.signature, call)]
     required = _required(now.signature) - _names(before.signature)
     more = len(_required(now.signature)) > len(_required(before.signature))
     what = "signature changed"
