@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from elora_sglang.patches.surface.code import Code, without_collection
+from elora_sglang.patches.surface.code import Code
 from elora_sglang.patches.surface.record import Entry
 from elora_sglang.patches.surface.shape import Shape, describe
+from elora_sglang.patches.surface.syntax import without_collection
 from elora_sglang.patches.surface.uses import SGLANG
 
 _CALLABLE = frozenset({"function", "class", "method", "staticmethod", "classmethod"})
