@@ -226,7 +226,9 @@ def _hooks_in_source(report: Report, code: Code) -> None:
     known = record.stored().entries
     for patch in discover():
         seen, expected = describe(code, patch.target), known.get(patch.target)
-        signature_ok = seen is not None and expected is not None and seen.signature == expected.shape.signature
+        signature_ok = (
+            seen is not None and expected is not None and seen.signature == expected.shape.signature
+        )
         report.hooks.append(
             HookReport(
                 name=patch.name,
