@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from elora_sglang.patches.surface.code import Code, without_collection
+from elora_sglang.patches.surface.code import Code
 from elora_sglang.patches.surface.record import Entry
 from elora_sglang.patches.surface.shape import Shape, describe
+from elora_sglang.patches.surface.syntax import without_collection
 from elora_sglang.patches.surface.uses import SGLANG
 
 _CALLABLE = frozenset({"function", "class", "method", "staticmethod", "classmethod"})
@@ -190,7 +191,8 @@ def _signature(path: str, entry: Entry, before: Shape, now: Shape) -> Change | N
         return _change(
             path, entry, "signature changed", f"{before.signature} -> not shown by its source", breaks=False
         )
-    failing = [call for call in entry.calls if not binds(now.signature, call)]
+    fitting = (call for call in entry.calls if binds(before.signature, call))
+    failing = [call for call in fitting if not binds(now.signature, call)]
     required = _required(now.signature) - _names(before.signature)
     more = len(_required(now.signature)) > len(_required(before.signature))
     what = "signature changed"

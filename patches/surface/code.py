@@ -5,17 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import TypeAlias
 from zlib import crc32
 
 from elora_sglang.patches.surface.conventions import ASSEMBLED, VIEWS
 from elora_sglang.patches.surface.syntax import (
     FunctionNode,
+    Import,
     decorators_of,
     full_decorators,
+    imports,
     statements,
     targets,
     unsubscripted,
@@ -27,36 +28,6 @@ _PROPERTIES = frozenset({"property", "cached_property", "abstractproperty"})
 _RECORDS = frozenset({"Struct", "BaseModel", "NamedTuple"})
 #: Bases outside the packages that add no public attribute which our code could mean.
 _PLAIN_BASES = frozenset({"object", "ABC", "Generic", "Protocol", "Enum", "IntEnum", "StrEnum", "Struct"})
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def without_collection(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function without garbage collection: syntax trees are many objects that all stay, and looking for
-    garbage among them takes twice as long as making them."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        was = gc.isenabled()
-        gc.disable()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            if was:
-                gc.enable()
-
-    return run
-
-
-@dataclasses.dataclass(eq=False)
-class Import:
-    """A name bound by an import: ``module``, or ``name`` of ``module``."""
-
-    module: str
-    name: str | None = None
-    typing_only: bool = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -271,7 +242,7 @@ class Module:
         elif isinstance(node, FunctionNode):
             found[node.name] = Function(self, node, node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            for name, bound in imports(self, node, typing_only):
+            for name, bound in imports(self.name, self.is_package, node, typing_only):
                 if name == "*":
                     self.stars.append(bound.module)
                 elif name not in found or isinstance(found[name], Value):
@@ -400,26 +371,6 @@ class Code:
             parts = inner.parts[:-1] if inner.name == "__init__" else inner.parts
             found.append((".".join((package, *parts)), folder / path.name))
         yield from sorted(found)
-
-
-def imports(
-    module: Module, node: ast.Import | ast.ImportFrom, typing_only: bool = False
-) -> Iterator[tuple[str, Import]]:
-    """Names that an import statement binds, with what they stand for."""
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            if alias.asname:
-                yield alias.asname, Import(alias.name, None, typing_only)
-            else:
-                yield alias.name.partition(".")[0], Import(alias.name.partition(".")[0], None, typing_only)
-        return
-    base = node.module or ""
-    if node.level:
-        parts = module.name.split(".")
-        parts = parts[: len(parts) - node.level + module.is_package]
-        base = ".".join([*parts, *([node.module] if node.module else [])])
-    for alias in node.names:
-        yield alias.asname or alias.name, Import(base, alias.name, typing_only)
 
 
 def _class_body(cls: Class, body: list[ast.stmt], found: dict[str, Member]) -> None:

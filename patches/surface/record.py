@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.patches.base import FOLDER, Patch, manifest
-from elora_sglang.patches.surface.code import Code, without_collection
+from elora_sglang.patches.surface.code import Code
 from elora_sglang.patches.surface.shape import Shape, describe
+from elora_sglang.patches.surface.syntax import without_collection
 from elora_sglang.patches.surface.uses import SGLANG, Use, Uses
 
 FILE = FOLDER / "surface.json"

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from elora_sglang.patches.surface.code import Class, Function, Module, imports
-from elora_sglang.patches.surface.syntax import FunctionNode
+from elora_sglang.patches.surface.code import Class, Function, Module
+from elora_sglang.patches.surface.syntax import FunctionNode, imports
 
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _INNER = FunctionNode | ast.Lambda | ast.ClassDef | _COMPREHENSIONS
@@ -86,7 +86,7 @@ class Scope:
         elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
             found[node.optional_vars.id].append(Binding("value", node.context_expr))
         elif isinstance(node, ast.Import | ast.ImportFrom) and not isinstance(self.node, ast.Module):
-            for name, bound in imports(self.module, node):
+            for name, bound in imports(self.module.name, self.module.is_package, node):
                 found[name].append(Binding("import", bound))
         elif (
             isinstance(node, FunctionNode) and node is not self.node and not isinstance(self.node, ast.Module)

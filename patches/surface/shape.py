@@ -7,8 +7,8 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 
-from elora_sglang.patches.surface.code import Class, Code, Function, Import, Member, Module, Value
-from elora_sglang.patches.surface.syntax import FunctionNode
+from elora_sglang.patches.surface.code import Class, Code, Function, Member, Module, Value
+from elora_sglang.patches.surface.syntax import FunctionNode, Import
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,62 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def without_collection(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function without garbage collection: syntax trees are many objects that all stay, and looking for
+    garbage among them takes twice as long as making them."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        was = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if was:
+                gc.enable()
+
+    return run
+
+
+@dataclasses.dataclass(eq=False)
+class Import:
+    """A name bound by an import: ``module``, or ``name`` of ``module``."""
+
+    module: str
+    name: str | None = None
+    typing_only: bool = False
+
+
+def imports(
+    name: str, is_package: bool, node: ast.Import | ast.ImportFrom, typing_only: bool = False
+) -> Iterator[tuple[str, Import]]:
+    """Names that an import statement in the module ``name`` binds, with what they stand for."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.asname:
+                yield alias.asname, Import(alias.name, None, typing_only)
+            else:
+                yield alias.name.partition(".")[0], Import(alias.name.partition(".")[0], None, typing_only)
+        return
+    base = node.module or ""
+    if node.level:
+        parts = name.split(".")
+        parts = parts[: len(parts) - node.level + is_package]
+        base = ".".join([*parts, *([node.module] if node.module else [])])
+    for alias in node.names:
+        yield alias.asname or alias.name, Import(base, alias.name, typing_only)
 
 
 def statements(body: Iterable[ast.stmt], typing_only: bool = False) -> Iterator[tuple[ast.stmt, bool]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from elora_sglang.patches.base import Kind, Patch, When
 from elora_sglang.patches.surface.atoms import Cls, Fn, Inst, Mod, Seq, Str, Sup
-from elora_sglang.patches.surface.code import Class, Code, Function, Import, Member, Module, imports
+from elora_sglang.patches.surface.code import Class, Code, Function, Member, Module
 from elora_sglang.patches.surface.inference import OURS, Inference
 from elora_sglang.patches.surface.ours import (
     call_shape,
@@ -30,7 +30,7 @@ from elora_sglang.patches.surface.ours import (
     with_self,
 )
 from elora_sglang.patches.surface.scopes import Scope
-from elora_sglang.patches.surface.syntax import FunctionNode
+from elora_sglang.patches.surface.syntax import FunctionNode, Import, imports
 
 SGLANG = "sglang"
 #: Packages of ours that never see an SGLang object: the import rules forbid it.
@@ -160,7 +160,7 @@ class Uses:
                 for alias in node.names:
                     self._note(alias.name, "type" if typing_only else "import", module)
             elif isinstance(node, ast.ImportFrom):
-                for _, bound in imports(module, node):
+                for _, bound in imports(module.name, module.is_package, node):
                     self._imported(bound, module, typing_only)
 
     def _imported(self, bound: Import, module: Module, typing_only: bool) -> None:

@@ -18,10 +18,13 @@ from elora_sglang.patches.surface.uses import SGLANG
 
 
 class SGLangCopy:
-    """The installed SGLang as far as we lean on it, under ``folder``/sglang. Tests may change its files."""
+    """The installed SGLang as far as we lean on it, under ``folder``/sglang, as ``version``. Tests may change its
+    files.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: str = "0.5.23") -> None:
         self.package = folder / SGLANG
+        (folder / f"{SGLANG}-{version}.dist-info").mkdir()
         self.surface = record.stored()
         self.original = place.installed()
         for name in self.surface.files:
