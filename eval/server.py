@@ -221,14 +221,15 @@ def server(
     name: str = "server",
     env: dict[str, str] | None = None,
     boot_timeout: float = 300.0,
+    module: str = "sglang.launch_server",
 ) -> Iterator[LiveServer]:
-    """``python -m sglang.launch_server`` with ``flags`` added; ready to answer when the block begins.
+    """``python -m MODULE`` with ``flags`` added; ready to answer when the block begins.
 
     Raises RuntimeError with the end of the log when the server dies or is not healthy in ``boot_timeout`` s.
     """
     port = free_port()
     log = log_dir / f"{name}.log"
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--device", "cpu"]
+    argv = [sys.executable, "-m", module, "--model-path", str(model), "--device", "cpu"]
     argv += ["--host", "127.0.0.1", "--port", str(port), *flags]
     began = time.monotonic()
     process = start(argv, log=log, env=env)

@@ -66,6 +66,7 @@ def start(
         log_dir=log_dir,
         name=system.key,
         env=server.clean_env(**system.env),
+        module=system.module,
         boot_timeout=patience,
     )
     try:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elora_sglang.eval.baselines import ENV_LINK, LAUNCH
 from elora_sglang.eval.serving import model
-from elora_sglang.integration.plugin.config import ENV_EVAL_LINK
 
 STOCK = ("stock", "stock-overlap", "hicache")
 ELORA = ("static", "lru", "paper", "elora", "elora+hints")
@@ -52,6 +52,7 @@ class System:
     flags: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     late_adapters: tuple[str, ...] = ()  # NAME=PATH, registered after the start
+    module: str = "sglang.launch_server"
 
     @property
     def key(self) -> str:
@@ -149,8 +150,9 @@ def _stock(name: str, slots: int, budget: Budget, adapters: list[str], link_gbps
         name,
         slots,
         (*flags, "--lora-paths", *adapters),
-        {ENV_EVAL_LINK: f"{link_gbps:.6f}"},
+        {ENV_LINK: f"{link_gbps:.6f}"},
         tuple(late),
+        LAUNCH,
     )
 
 
