@@ -1,5 +1,3 @@
-
-
 #: Environment variable of a baseline server: GB/s of the link model that its copies get, 0 for none.
 ENV_LINK = "ELORA_EVAL_LINK_GBPS"
 

@@ -1,4 +1,4 @@
-"""``python -m elora_sglang.eval.baselines.launch FLAGS``: ``sglang.launch_server``, its schedulers hooked as a baseline.
+"""``python -m elora_sglang.eval.baselines.launch FLAGS``: ``sglang.launch_server`` with hooked schedulers.
 
 SGLang's ``launch_server`` takes the function that its scheduler processes run (``entrypoints/http_server.py``). Ours
 installs the records of ``patches.py`` there and goes on with SGLang's.

@@ -35,7 +35,7 @@ PINNED_SHARE = 0.5
 
 
 class EloraLoRAManager(LoRAManager):
-    """SGLang's LoRA manager (``lora/lora_manager.py``): reads an adapter once, and knows the modules a pool can hold."""
+    """SGLang's LoRA manager (``lora/lora_manager.py``): reads an adapter once, for the modules of the pool."""
 
     def _load_lora_adapter(self, lora_ref: LoRARef) -> LoRAUpdateOutput:
         """Reads the folder once and loads exactly what was hashed. Does not call the stock method, which reads it
@@ -48,9 +48,7 @@ class EloraLoRAManager(LoRAManager):
         super().init_lora_shapes(max_lora_rank=max_lora_rank, target_modules=modules)
 
 
-def load_from_tensors(
-    manager: LoRAManager, recv_req: LoadLoRAAdapterFromTensorsReqInput
-) -> LoRAUpdateOutput:
+def load_from_tensors(manager: LoRAManager, recv_req: LoadLoRAAdapterFromTensorsReqInput) -> LoRAUpdateOutput:
     """Load an adapter from the safetensors bytes of this rank; never a pickle. Mutates the manager.
 
     The tokenizer process has decoded and checked what the client sent.
@@ -103,9 +101,7 @@ def _has_host_tier(pool: Any) -> bool:
     return settings.enabled and not host_size.parse(settings.host_memory).off
 
 
-def load(
-    stock: Callable[[Any], LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any
-) -> LoRAUpdateOutput:
+def load(stock: Callable[[Any], LoRAUpdateOutput], scheduler: Scheduler, recv_req: Any) -> LoRAUpdateOutput:
     """Load with ``stock(recv_req)``, and undo it when the pool cannot hold the adapter. Mutates the LoRA manager.
 
     Loaded on every tensor-parallel rank or on none: only rank 0 answers the tokenizer process.

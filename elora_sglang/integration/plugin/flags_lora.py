@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sglang.srt.lora.lora_manager import LoRAManager
+    pass
 
 logger = logging.getLogger(__name__)
 

@@ -169,7 +169,9 @@ def test_a_tokenizer_manager_of_another_class_is_refused_by_name() -> None:
     for manager in (ours, None):
         verify.at_tokenizer_start((manager,), object, server_args=args)
     verify.at_tokenizer_start((TheirManager(),), object, server_args=SimpleNamespace())
-    with pytest.raises(SystemExit, match=r"the tokenizer manager is .*TheirManager, not EloraTokenizerManager"):
+    with pytest.raises(
+        SystemExit, match=r"the tokenizer manager is .*TheirManager, not EloraTokenizerManager"
+    ):
         verify.at_tokenizer_start((TheirManager(),), object, server_args=args)
 
 
