@@ -77,7 +77,7 @@ def test_the_installed_wheel_reaches_the_three_folders(wheels: dict[str, Path], 
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import elora_sglang.kernels, elora_sglang.eval\n"
         "from elora_sglang.patches.base import discover, manifest\n"
-        "assert {p.target for p in discover()} == set(manifest())\n"
+        "assert {p.target for p in discover()} <= set(manifest())\n"
         "print(elora_sglang.__file__)"
     )
     assert run(sys.executable, "-c", code, cwd=tmp_path) == str(site / "elora_sglang" / "__init__.py")
