@@ -30,10 +30,21 @@ memory by SGLang's own plugin registries, and with `--elora` each is verified in
 start. Without `--elora` only the records of *always* are applied. Those of *client* never touch a server: they are
 for programs that import `elora_sglang.frontend`, and checked by that import.
 
+A class is replaced by a subclass of ours where SGLang builds it by name (*replace*): the scheduler, the tokenizer
+manager, the LoRA manager and its pool, the Ollama API. Each member that such a class overrides is in `targets.json`,
+too: its parameters are compared at start, and another plugin that replaces one is noticed. Functions are hooked only
+where no subclass reaches.
+
+The *client* records are many because they cannot be subclasses. A program is made by `@sgl.function`, and a backend
+by its constructor, often before `import elora_sglang.frontend` runs; `run`, `gen` and their kin are functions that
+programs have imported by name. A class put in the place of SGLang's would miss every object that exists already.
+So each method is wrapped where it is, and `uninstall()` takes all of them back.
+
 Generated from the records; do not edit. After adding a record or upgrading SGLang:
 
 ```
 python -m elora_sglang.patches.table --refresh   # read every target again, then write this page
+python -m elora_sglang.patches.table --count     # how many records there are
 python -m elora_sglang doctor                    # every record against the installed SGLang
 ```
 

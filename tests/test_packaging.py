@@ -87,7 +87,7 @@ def test_the_installed_wheel_works_in_a_clean_environment(built: Built, tmp_path
     assert lines[1] == "doctor: ready: --elora will start here"
     code = (
         "from elora_sglang.patches.base import discover, manifest\n"
-        "print(len({p.target for p in discover()} ^ set(manifest())))"
+        "print(len({p.target for p in discover()} - set(manifest())))"
     )
     assert release.run(python, "-c", code, cwd=tmp_path) == "0"
 

@@ -77,7 +77,7 @@ class EloraCpuPlatform(CpuDeviceMixin, SRTPlatform):
         threads.bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size)
 
     def init_backend(self) -> None:
-        """Once per worker, before the model runner exists: register the attention, settle the threads."""
+        """Once per worker, before the model runner exists: register the attention, set the number of threads."""
         from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
         from elora_sglang.platform.attention import create

@@ -1,8 +1,8 @@
 """What only one rank can know, gathered once per scheduler iteration and used by all.
 
 A :class:`Tick` carries the time, the copies that finished and refined costs. With one rank it is taken and used
-at once; with several, tp rank 0 puts it on SGLang's broadcast of requests (``TickReceiver``), and every rank uses
-what arrived, so all of them decide the same.
+at once; with several, tp rank 0 puts it on SGLang's broadcast of requests, and every rank uses what arrived,
+so all of them decide the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Hooks that make stock SGLang comparable on a CPU: the link model for its copies, and HiCache without a GPU.
 
-Nothing here is active unless the measuring command started the server: it sets :data:`ENV_LINK` to the emulated
-bandwidth in GB/s and direction (0: no emulation), and the plugin then installs the records of
-``patches/baselines.py`` in the scheduler process. What they do is reported in ``/server_info`` under ``baseline``,
-and the command refuses to measure a server that does not report all of them in place.
+Nothing here is active unless the measuring command started the server: with ``launch.py``, which installs the
+records of ``patches.py`` in the scheduler process. It sets :data:`ENV_LINK` to the emulated bandwidth in GB/s and
+direction (0: no emulation). What the hooks do is reported in ``/server_info`` under ``baseline``, and the command
+refuses to measure a server that does not report all of them in place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from elora_sglang.eval.baselines import ENV_LINK
 from elora_sglang.eval.baselines.streams import Device
-from elora_sglang.integration.plugin.config import ENV_EVAL_LINK as ENV_LINK
 from elora_sglang.runtime.transfers.link import Link
 
 _device: Device | None = None

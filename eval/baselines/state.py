@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from elora_sglang.eval.baselines.hooks import ENV_LINK, device
+from elora_sglang.eval.baselines import ENV_LINK
+from elora_sglang.eval.baselines.hooks import device
+from elora_sglang.eval.baselines.patches import PATCHES
 from elora_sglang.integration.plugin.install import in_place
-from elora_sglang.patches.base import When, discover
 
 
 def report(result: None, controller: Any, state: dict[str, Any]) -> None:
@@ -18,7 +19,7 @@ def report(result: None, controller: Any, state: dict[str, Any]) -> None:
     emulated = device()
     state["baseline"] = {
         "link_gbps": float(os.environ.get(ENV_LINK, "0")),
-        "hooks": sorted(p.name for p in discover() if p.when is When.EVAL and in_place(p)),
+        "hooks": sorted(p.name for p in PATCHES if in_place(p)),
         "moved_bytes": dict(emulated.moved),
         "copies": dict(emulated.copies),
         "adapter_loads": emulated.adapters,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elora_sglang.eval.baselines import ENV_LINK, LAUNCH
 from elora_sglang.eval.serving import evaluation_model as model
-from elora_sglang.integration.plugin.config import ENV_EVAL_LINK
 
 STOCK = ("stock", "stock-overlap", "hicache")
 ELORA = ("static", "lru", "paper", "elora", "elora+hints")
@@ -65,6 +65,7 @@ class System:
     flags: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     late_adapters: tuple[str, ...] = ()  # NAME=PATH, registered after the start
+    module: str = "sglang.launch_server"
 
     @property
     def key(self) -> str:
@@ -142,8 +143,8 @@ def _stock(
         ratio = host / budget.kv_tokens_beside(slots)
         flags += ["--enable-hierarchical-cache", "--hicache-ratio", f"{ratio:.4f}"]
         flags += ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
-    env = {ENV_EVAL_LINK: f"{link_gbps:.6f}"}
-    return System(name, slots, (*flags, "--lora-paths", *adapters), env, tuple(late))
+    env = {ENV_LINK: f"{link_gbps:.6f}"}
+    return System(name, slots, (*flags, "--lora-paths", *adapters), env, tuple(late), LAUNCH)
 
 
 def require_hooks(system: System, info: dict[str, Any], budget: Budget, link_gbps: float) -> None:

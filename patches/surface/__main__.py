@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from elora_sglang.patches.base import discover
+from elora_sglang.patches.base import Patch, discover
 from elora_sglang.patches.surface import place, record
 from elora_sglang.patches.surface.changes import Comparison, compare
 from elora_sglang.patches.surface.code import Code
@@ -54,8 +55,15 @@ def _run(chosen: argparse.Namespace) -> int:
         return _write_or_check(folder, chosen.write)
 
 
+def all_records() -> tuple[Patch, ...]:
+    """The product's records and those of eval's baselines, which a release may break as well."""
+    # By its name: nothing here depends on eval, and a wheel without it would still have a surface.
+    baselines: tuple[Patch, ...] = importlib.import_module("elora_sglang.eval.baselines.patches").PATCHES
+    return (*discover(), *baselines)
+
+
 def _write_or_check(sglang: Path, write: bool) -> int:
-    built = record.build(place.code_of(sglang), discover(), place.version_in(sglang))
+    built = record.build(place.code_of(sglang), all_records(), place.version_in(sglang))
     if write:
         record.FILE.write_text(record.dumps(built))
         print(count(built))

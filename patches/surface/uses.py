@@ -38,7 +38,8 @@ _PURE = ("core",)
 
 #: Which servers or programs need what a file uses; everything else is needed by ``--elora``.
 _PARTS = {"eval": "eval", "frontend": "frontend", "platform": "cpu"}
-PART_OF_RECORD = {When.EVAL: "eval", When.FRONTEND: "frontend", When.CPU: "cpu"}
+PART_OF_RECORD = {When.FRONTEND: "frontend", When.CPU: "cpu"}
+_EVAL_HOOKS = "elora_sglang.eval."
 
 
 @dataclasses.dataclass
@@ -222,7 +223,8 @@ class Uses:
 
     def _record_hooks(self) -> None:
         for record in self.records:
-            part = PART_OF_RECORD.get(record.when, "elora")
+            of_eval = record.hook.startswith(_EVAL_HOOKS)
+            part = "eval" if of_eval else PART_OF_RECORD.get(record.when, "elora")
             module = self._record_module(record)
             kind = "register" if record.kind is Kind.REGISTRY else "hook"
             owner, _, _ = record.target.rpartition(".")
@@ -239,9 +241,10 @@ class Uses:
                 self._note(record.registry, "read", module, part)
 
     def _record_module(self, record: Patch) -> Module:
-        """The file of ``patches/`` that states the record."""
+        """The file that states the record."""
+        homes = (f"{OURS}.patches.", f"{OURS}.eval.baselines.")
         for name, loaded in list(sys.modules.items()):
-            if name.startswith(f"{OURS}.patches.") and record in (
+            if name.startswith(homes) and record in (
                 *getattr(loaded, "PATCHES", ()),
                 getattr(loaded, "PATCH", None),
             ):

@@ -11,6 +11,7 @@ import pytest
 from support import live
 from support.demo_paths import Demo
 
+from elora_sglang.eval import baselines
 from elora_sglang.eval.serving.launch import BASELINE_HOOKS
 
 pytestmark = pytest.mark.full
@@ -38,8 +39,8 @@ def two_rounds(demo: Demo, folder: Path, **env: str) -> tuple[list[Any], list[An
     prompts = [[rng.randrange(5, 1000) for _ in range(PROMPT)] for _ in range(COUNT)]
     names = list(demo.adapters)[:2]
     flags = (*FLAGS, "--lora-paths", *demo.lora_paths(*names))
-    environment = live.clean_env(ELORA_EVAL_LINK_GBPS=str(LINK_GBPS), **env)
-    with live.server(demo.model, *flags, log_dir=folder, env=environment) as server:
+    environment = live.clean_env(**{baselines.ENV_LINK: str(LINK_GBPS)}, **env)
+    with live.server(demo.model, *flags, log_dir=folder, env=environment, module=baselines.LAUNCH) as server:
         rounds = [
             [
                 server.generate(input_ids=ids, lora_path=names[i % 2], max_new_tokens=8)

@@ -1,6 +1,6 @@
 """Every patch record: it applies, taking it back restores, another SGLang is refused.
 
-That each hook and each override is reached by a server is tested live (``tests/integration/plugin/test_plugin_live.py``).
+``tests/integration/plugin/test_plugin_live.py`` shows that a server reaches each hook and each override.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from support import live
 
 from elora_sglang.patches.base import discover, manifest
 from elora_sglang.patches.surface import place, record, start
+from elora_sglang.patches.surface.__main__ import all_records
 from elora_sglang.patches.surface.changes import binds
 from elora_sglang.patches.surface.code import Class, Code
 from elora_sglang.patches.surface.shape import describe
@@ -120,7 +121,7 @@ def planted(scheduler: Scheduler) -> object:
     admission.write_text(text.replace(marker, overriding + marker))
 
     stored = record.stored()
-    built = record.build(place.code_of(place.installed(), ours), discover(), stored.sglang)
+    built = record.build(place.code_of(place.installed(), ours), all_records(), stored.sglang)
     lines = record.differences(stored, built)
     new = {line.partition(": not in surface.json")[0] for line in lines if ": not in surface.json" in line}
     adder = "sglang.srt.managers.schedule_policy.PrefillAdder"

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sglang.srt.managers.scheduler  # noqa: F401  only SGLang calls the platform; this order works
 import torch
 from support import live
 
 import elora_sglang.platform as platform_entry
+from elora_sglang.patches.base import SUPPORTED_SGLANG
 from elora_sglang.platform import threads as worker_threads
 from elora_sglang.platform.pinning import NoPinning, without_pinning
 
@@ -46,6 +49,35 @@ def test_off_for_a_vendor_module_that_torch_learned_later(monkeypatch: pytest.Mo
 def test_off_when_sglangs_own_cpu_engine_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert platform_entry.activate() is None
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setattr(platform_entry, "_accelerator_available", lambda: False)
+
+
+@pytest.mark.parametrize("version", ["0.5.19", "0.5.21", "0.5.22", "0.6.0"])
+def test_steps_aside_for_another_version_of_sglang(
+    version: str, no_accelerator: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    info = tmp_path / f"sglang-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert platform_entry.activate() is None
+    (line,) = [r.getMessage() for r in caplog.records if r.name == platform_entry.__name__]
+    assert line == (
+        f"elora: the CPU platform is off: it was written for SGLang {SUPPORTED_SGLANG}, installed is {version}"
+    )
+
+
+def test_steps_aside_where_sglang_lacks_what_it_imports(
+    no_accelerator: None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(platform_entry, "NEEDS", (*platform_entry.NEEDS, "sglang.srt.not_there"))
+    assert platform_entry.activate() is None
+    assert "lacks what it needs: ModuleNotFoundError: No module named 'sglang.srt.not_there'" in caplog.text
 
 
 def test_sglang_takes_it_and_keeps_its_settings() -> None:

@@ -6,13 +6,13 @@ from sglang.srt.managers import io_struct
 from sglang.srt.managers.io_struct import LoRAUpdateOutput
 
 
-class AdapterInUse(LoRAUpdateOutput, kw_only=True):
+class AdapterInUse(LoRAUpdateOutput):
     """An unload that has to be repeated: ``running`` requests still compute with the version.
 
     SGLang dispatches it as the :class:`LoRAUpdateOutput` that it is (``utils.py``, ``TypeBasedDispatcher``).
     """
 
-    running: int
+    running: int = 0
 
 
 def announce() -> None:

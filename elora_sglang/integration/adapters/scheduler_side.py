@@ -35,7 +35,7 @@ PINNED_SHARE = 0.5
 
 
 class EloraLoRAManager(LoRAManager):
-    """SGLang's LoRA manager (``lora/lora_manager.py``): reads an adapter once, and knows the modules a pool can hold."""
+    """SGLang's LoRA manager (``lora/lora_manager.py``): reads an adapter once, for the modules of the pool."""
 
     def _load_lora_adapter(self, lora_ref: LoRARef) -> LoRAUpdateOutput:
         """Reads the folder once and loads exactly what was hashed. Does not call the stock method, which reads it

@@ -1,4 +1,4 @@
-"""The tokenizer process of a server with ``--elora``: SGLang's ``TokenizerManager`` (``managers/tokenizer_manager.py``).
+"""The tokenizer process with ``--elora``: SGLang's ``TokenizerManager`` (``managers/tokenizer_manager.py``).
 
 SGLang builds it in the launcher, because ``patches/tokenizer.py`` puts it in the place of the stock class. It also
 overrides what SGLang keeps in ``TokenizerControlMixin`` (``managers/tokenizer_control_mixin.py``).

@@ -61,11 +61,11 @@ def read(file: Path) -> dict[str, int]:
     """Calls by name, over all processes: at least so many, and less than twice as many."""
     latest: dict[tuple[str, str], int] = {}
     for line in file.read_text().splitlines():
-        name, pid, count = line.split()
-        latest[name, pid] = int(count)
+        name, pid, text = line.split()
+        latest[name, pid] = int(text)
     total: Counter[str] = Counter()
-    for (name, _), count in latest.items():
-        total[name] += count
+    for (name, _), calls in latest.items():
+        total[name] += calls
     return dict(total)
 
 

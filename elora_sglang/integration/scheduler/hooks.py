@@ -1,4 +1,4 @@
-"""The one hook in the scheduler process that no subclass reaches: the model runner tells the LoRA pool of the KV pool."""
+"""The one step of a scheduler process that no subclass reaches: the LoRA pool learns of the KV pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scheduler of a server with ``--elora``: SGLang's ``Scheduler`` (``managers/scheduler.py``) with a tree that swaps.
+"""The scheduler process with ``--elora``: SGLang's ``Scheduler`` (``managers/scheduler.py``) with a tree that swaps.
 
 SGLang builds it in every scheduler process, because ``patches/scheduler.py`` puts it in the place of the stock class.
 It is the same in both event loops, and the same on every tensor-parallel rank.
@@ -69,7 +69,7 @@ class EloraScheduler(Scheduler):
     def init_request_receiver(self) -> None:
         """The receiver also carries rank 0's tick to all ranks."""
         super().init_request_receiver()
-        self.request_receiver = TickReceiver.over(self.request_receiver, self.tree_cache.ticks)
+        self.request_receiver: Any = TickReceiver.over(self.request_receiver, self.tree_cache.ticks)
         for name, ours in WATCHED.items():
             counter.watch(name, ours)
 

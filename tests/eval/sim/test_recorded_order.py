@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from elora_sglang.patches.baselines import _RECORDED
 from support import seeds
 
 from elora_sglang.eval.baselines import record
+from elora_sglang.eval.baselines.patches import RECORDED
 from elora_sglang.eval.sim import recorded
 from elora_sglang.eval.trees.caches import StockCache
 
 
 @pytest.fixture
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """SGLang's class with the hooks around its methods, as the plugin installs them; yields the record."""
+    """SGLang's class with the hooks around its methods, as a baseline server has them; yields the record."""
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     path = tmp_path / "order.jsonl"
     monkeypatch.setenv(record.ENV_RECORD, str(path))
     monkeypatch.setattr(record, "_file", None)
-    for method, name in _RECORDED.items():
+    for method, name in RECORDED.items():
         original = getattr(UnifiedRadixCache, method)
         hook: Callable[..., Any] = getattr(record, name)
 
