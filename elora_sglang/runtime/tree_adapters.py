@@ -75,7 +75,7 @@ class TreeAdapters:
         slots = slots.to(torch.int64, copy=True).sort().values
         self._order()
         if driver.tier is not None:
-            driver.tier.engine.settle(slots)  # a save may still read what was evicted a moment ago
+            driver.tier.engine.wait_for_slots(slots)  # a save may still read what was evicted a moment ago
         try:
             self._weights.load(node.key, slots)
         except AdapterError:
