@@ -85,12 +85,3 @@ class WaitingQueue:
     def demand(self, adapter_key: str | None) -> int:
         """How many waiting requests need the adapter."""
         return self._demand.get(adapter_key, 0)
-
-    def adapters(self) -> list[str | None]:
-        """Adapters that waiting requests need, in order of their first request."""
-        return list(self._demand)
-
-    def clear(self) -> None:
-        """Nobody waits any more; ranks go on."""
-        self._requests.clear()
-        self._demand.clear()

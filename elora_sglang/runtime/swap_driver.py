@@ -300,7 +300,7 @@ class SwapDriver:
         slots = slots.to(torch.int64, copy=True).sort().values
         self.order()
         if self.tier is not None:
-            self.tier.engine.settle(slots)  # a save may still read what was evicted a moment ago
+            self.tier.engine.wait_for_slots(slots)  # a save may still read what was evicted a moment ago
         try:
             self.weights.load(node.key, slots)
         except AdapterError:

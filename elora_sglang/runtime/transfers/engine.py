@@ -116,7 +116,7 @@ class TransferEngine:
         """The device slots of this save are given away now, although they are still read.
 
         ``before_forward`` and loads into these slots wait for it; whoever else writes there calls
-        :meth:`settle` first. A transfer that is over already is ignored.
+        :meth:`wait_for_slots` first. A transfer that is over already is ignored.
         """
         copy = self._copies.get(transfer)
         if copy is not None and not copy.over and not copy.released:
@@ -161,7 +161,7 @@ class TransferEngine:
         if self._released:
             self._wait_released(written)
 
-    def settle(self, slots: torch.Tensor) -> None:
+    def wait_for_slots(self, slots: torch.Tensor) -> None:
         """Wait for every copy that reads or writes one of these device slots: they are about to be
         written by other means than a batch or a load. On CUDA only the current and the forward stream wait."""
         slots = _on_cpu(slots)
@@ -210,19 +210,6 @@ class TransferEngine:
             self._runner.finish(copy)
         self._collect()
         self._fenced, self._released = [], []
-
-    def cancel_all(self) -> list[int]:
-        """Forget everything in flight, fences and unread reports; ids that were in flight. Their target
-        slots hold anything. What is queued on CUDA is waited for: it cannot be called back."""
-        ids = list(self._copies)
-        for copy in self._copies.values():
-            if copy.events:
-                self._runner.finish(copy)
-        for copy in list(self._copies.values()):
-            self._retire(copy)
-        self._fenced, self._released, self._reports = [], [], []
-        self.link.reset()
-        return ids
 
     # -- looking ----------------------------------------------------------------------------------
 

@@ -50,12 +50,3 @@ class Link:
             arrivals.append(at)
         self._busy_until[direction] = at
         return arrivals
-
-    def backlog_s(self, direction: str, now: float) -> float:
-        """Seconds until everything queued in ``direction`` has arrived; 0 when nothing is queued."""
-        return max(0.0, self._busy_until[direction] - now)
-
-    def reset(self) -> None:
-        """Forget both queues."""
-        for direction in self._busy_until:
-            self._busy_until[direction] = float("-inf")

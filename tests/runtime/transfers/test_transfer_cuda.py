@@ -174,13 +174,6 @@ def test_cuda_failure_at_launch_waits_for_what_was_queued() -> None:
     assert not world.engine.writing
 
 
-def test_cuda_cancel_waits_for_what_is_queued() -> None:
-    world, api = cuda_world()
-    api.ready = False
-    world.engine.load(1, torch.arange(10), TEN)
-    assert world.engine.cancel_all() == [1] and api.log[-1] == ("cpu", "synchronize", "e4")
-
-
 def test_cuda_takes_no_emulated_link() -> None:
     world, api = cuda_world()
     with pytest.raises(ValueError, match="--elora-link-gbps"):

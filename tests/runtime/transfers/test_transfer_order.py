@@ -31,7 +31,7 @@ def test_a_released_slot_is_written_after_it_was_read(how: str) -> None:
     assert world.engine.host_writing == frozenset(range(10))
     start = world.clock.slept
     if how == "settle":
-        world.engine.settle(TEN[3:4])
+        world.engine.wait_for_slots(TEN[3:4])
     else:
         world.engine.before_forward(TEN[3:4] if how == "written" else None)
         counters = world.engine.counters()
@@ -47,7 +47,7 @@ def test_a_batch_that_writes_elsewhere_does_not_wait() -> None:
     world.engine.save(1, TEN, torch.arange(10))
     world.engine.release_after(1)
     world.engine.before_forward(NEXT)
-    world.engine.settle(NEXT)
+    world.engine.wait_for_slots(NEXT)
     assert world.clock.slept == 0
     world.engine.before_forward(TEN)
     assert world.clock.slept == pytest.approx(LAYERS)

@@ -170,24 +170,6 @@ def test_a_fence_is_for_one_batch_and_these_loads() -> None:
 # -- the end, and the counting --------------------------------------------------------------------------
 
 
-def test_cancel() -> None:
-    world = World()
-    world.engine.save(1, TEN, torch.arange(10))
-    world.engine.release_after(1)
-    world.engine.load(2, torch.arange(10), NEXT)
-    world.engine.fence([2])
-    assert world.engine.cancel_all() == [1, 2]
-    world.clock.now += 100
-    world.engine.before_forward()
-    world.engine.wait_layer(LAYERS - 1)
-    assert world.clock.slept == 0 and world.engine.poll() == [] and world.engine.in_flight == []
-    assert not world.engine.reading | world.engine.writing
-    assert not world.engine.host_reading | world.engine.host_writing
-    assert not world.all_rows(world.host, torch.arange(10)).any()
-    world.engine.save(1, TEN, torch.arange(10))
-    assert world.engine.wait(1)
-
-
 def test_counters_and_bandwidths() -> None:
     world = World()
     assert world.engine.bandwidth(LOAD) == 0
@@ -274,7 +256,7 @@ def test_random_traffic_against_a_model(page: int) -> None:
             reported += len(world.engine.poll())
         else:
             slots = torch.tensor(rng.sample(range(256), 5))
-            world.engine.settle(slots)
+            world.engine.wait_for_slots(slots)
             world.overwrite(world.device, slots, step % 256)
             content["device"][:, slots] = step % 256
     world.engine.drain()
