@@ -76,15 +76,6 @@ def test_only_what_runs_inside_or_beside_sglang_imports_it() -> None:
     assert not offenders(others, "sglang")
 
 
-#: Circles that a helper is taking out right now: remove an edge here with the last import that makes it.
-AWAITED = {
-    ("elora_sglang.core.tree", "elora_sglang.core.policies"),
-    ("elora_sglang.core.policies", "elora_sglang.core.tree"),
-    ("elora_sglang.core.tree.checks", "elora_sglang.core.tree.tree"),
-    ("elora_sglang.core.tree.tree", "elora_sglang.core.tree.checks"),
-}
-
-
 def circular_imports(root: Path) -> set[tuple[str, str]]:
     """Imports that are part of a circle of modules, or of files and folders of one folder."""
     modules = import_graph.modules(import_graph.sources(root))
@@ -95,7 +86,7 @@ def circular_imports(root: Path) -> set[tuple[str, str]]:
 def test_no_circles_of_modules_or_rooms() -> None:
     found = import_graph.sources(live.ROOT)
     assert {name.split(".")[1] for name in found if "." in name} >= {"core", "integration", *FOLDERS}
-    assert circular_imports(live.ROOT) == AWAITED
+    assert circular_imports(live.ROOT) == set()
 
 
 PLANTED = {

@@ -21,4 +21,6 @@ part              owns                                   what comes here
 Beside them: :mod:`.node` (a node, and what calls return), :mod:`.candidates` (a lazy heap), :mod:`.checks` (all
 invariants, the slow way), :mod:`.ranking` and :mod:`.payloads` (what the tree asks of a policy and of the runtime:
 policies import the tree, never the other way).
+
+Many files, because each part has state of its own: a file that could reach another part's state would.
 """

@@ -17,8 +17,9 @@ from elora_sglang.integration.adapters.names_hooks import one_adapter_per_prompt
 from elora_sglang.integration.adapters.registry import VersionedRegistry
 from elora_sglang.integration.adapters.tokenizer_side import AdapterLifecycle
 from elora_sglang.integration.cache import session_hints
-from elora_sglang.integration.plugin import counter
+from elora_sglang.integration.plugin import config, counter
 from elora_sglang.integration.plugin.refusals_control import MEMORY, WEIGHTS
+from elora_sglang.integration.plugin.verify import Refused, name_of
 
 if TYPE_CHECKING:
     import fastapi
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
 
 #: Further classes of ours that SGLang calls in the tokenizer process, by the name under which calls are counted.
 WATCHED: dict[str, type] = {"lora_registry": VersionedRegistry}
+
+
+def at_tokenizer_start(result: tuple[Any, ...], engine: type, server_args: Any, **kwargs: Any) -> None:
+    """AFTER ``Engine._launch_subprocesses``: the tokenizer manager that was built is ELORA's.
+
+    There is none on the further nodes of a server. Raises Refused.
+    """
+    manager = result[0]
+    if config.current(server_args).enabled and not isinstance(manager, EloraTokenizerManager | None):
+        raise Refused(
+            f"the tokenizer manager is {name_of(type(manager))}, not EloraTokenizerManager; remove the plugin "
+            "or launcher that brings its own"
+        )
 
 
 class EloraTokenizerManager(TokenizerManager):

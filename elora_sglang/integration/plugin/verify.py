@@ -232,20 +232,5 @@ def at_scheduler_start(server_args: Any, *args: Any, **kwargs: Any) -> None:
     require_hooks(config.current(server_args))
 
 
-def at_tokenizer_start(result: tuple[Any, ...], engine: type, server_args: Any, **kwargs: Any) -> None:
-    """AFTER ``Engine._launch_subprocesses``: the tokenizer manager that was built is ELORA's.
-
-    There is none on the further nodes of a server. Raises Refused.
-    """
-    from elora_sglang.integration.adapters.tokenizer import EloraTokenizerManager
-
-    manager = result[0]
-    if config.current(server_args).enabled and not isinstance(manager, EloraTokenizerManager | None):
-        _refuse(
-            f"the tokenizer manager is {name_of(type(manager))}, not EloraTokenizerManager; remove the plugin "
-            "or launcher that brings its own"
-        )
-
-
 def _refuse(problem: str) -> NoReturn:
     raise Refused(problem)

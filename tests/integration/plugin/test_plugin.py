@@ -159,6 +159,7 @@ def test_a_scheduler_of_another_class_is_refused_by_name() -> None:
 
 
 def test_a_tokenizer_manager_of_another_class_is_refused_by_name() -> None:
+    from elora_sglang.integration.adapters import tokenizer
     from elora_sglang.integration.adapters.tokenizer import EloraTokenizerManager
 
     class TheirManager:
@@ -167,12 +168,12 @@ def test_a_tokenizer_manager_of_another_class_is_refused_by_name() -> None:
     args = SimpleNamespace(_elora=EloraConfig(enabled=True))
     ours = EloraTokenizerManager.__new__(EloraTokenizerManager)
     for manager in (ours, None):
-        verify.at_tokenizer_start((manager,), object, server_args=args)
-    verify.at_tokenizer_start((TheirManager(),), object, server_args=SimpleNamespace())
+        tokenizer.at_tokenizer_start((manager,), object, server_args=args)
+    tokenizer.at_tokenizer_start((TheirManager(),), object, server_args=SimpleNamespace())
     with pytest.raises(
         SystemExit, match=r"the tokenizer manager is .*TheirManager, not EloraTokenizerManager"
     ):
-        verify.at_tokenizer_start((TheirManager(),), object, server_args=args)
+        tokenizer.at_tokenizer_start((TheirManager(),), object, server_args=args)
 
 
 def write_model(folder: Path, architecture: str, **more: Any) -> Path:
