@@ -232,12 +232,13 @@ def server(
     name: str = "server",
     env: dict[str, str] | None = None,
     boot_timeout: float = 300.0,
+    module: str = "sglang.launch_server",
 ) -> Iterator[LiveServer]:
-    """``python -m sglang.launch_server`` with ``flags`` added; ready to answer when the block begins.
+    """``python -m MODULE`` with ``flags`` added; ready to answer when the block begins.
 
     Raises RuntimeError with the end of the log when the server dies or is not healthy in ``boot_timeout`` s.
     """
-    live = launch(model, flags, log_dir / f"{name}.log", env)
+    live = launch(model, flags, log_dir / f"{name}.log", env, module=module)
     try:
         wait_ready(live, boot_timeout)
         yield live
@@ -251,10 +252,11 @@ def launch(
     log: Path,
     env: dict[str, str] | None = None,
     device: str | None = "cpu",
+    module: str = "sglang.launch_server",
 ) -> LiveServer:
-    """Start ``python -m sglang.launch_server`` on a free port; see :func:`wait_ready`."""
+    """Start ``python -m MODULE`` on a free port; see :func:`wait_ready`."""
     port = free_port()
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+    argv = [sys.executable, "-m", module, "--model-path", str(model)]
     argv += [*(("--device", device) if device else ()), "--host", "127.0.0.1", "--port", str(port), *flags]
     return LiveServer(start(argv, log=log, env=env), f"http://127.0.0.1:{port}", log, tuple(flags))
 

@@ -65,6 +65,7 @@ class System:
     flags: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     late_adapters: tuple[str, ...] = ()  # NAME=PATH, registered after the start
+    module: str = "sglang.launch_server"
 
     @property
     def key(self) -> str:

@@ -160,7 +160,8 @@ class Rig:
     def _start(self, system: launch.System) -> server.LiveServer:
         """Start a server, register its late adapters, check its hooks, stop it."""
         log = self.state.folder / "logs" / f"{system.key}.log"
-        live = server.launch(self.folder / "base", system.flags, log, server.clean_env(**system.env))
+        env = server.clean_env(**system.env)
+        live = server.launch(self.folder / "base", system.flags, log, env, module=system.module)
         try:
             server.wait_ready(live, BOOT_S)
             for entry in system.late_adapters:
