@@ -13,10 +13,8 @@ evaluation model) as it arrives, whatever they can do: TTFT over rates, and the 
 from __future__ import annotations
 
 import argparse
-import signal
 from dataclasses import asdict
 
-from elora_sglang.eval import server
 from elora_sglang.eval.serving import chat, comparison, launch, paper_traffic, rates, report
 from elora_sglang.eval.serving import evaluation_model as model
 from elora_sglang.eval.serving.rig import Rig
@@ -138,8 +136,6 @@ def _at_rates(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
-    # Ended from outside, it still takes its servers with it.
-    signal.signal(signal.SIGTERM, lambda *_: server.end_with(143))
     at_rates = args.rates or args.peak
     if args.workload != "chat" and not at_rates:
         raise SystemExit(f"live: --workload {args.workload} is played at rates: add --rates LIST or --peak")

@@ -8,6 +8,7 @@ think time.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 
@@ -39,6 +40,7 @@ def size(working_set_tokens: int, adapter_tokens: float) -> tuple[int, int]:
     return adapters, max(2, round(kv / mean_history()))
 
 
+@functools.lru_cache(2)  # all systems get the same
 def generate(seed: str, working_set_tokens: int, adapter_tokens: float) -> Lanes:
     """The live sessions of one seed, for the closed loop; the same arguments give the same.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
@@ -92,6 +93,8 @@ class Rig:
 
     def __enter__(self) -> Self:
         """Raises RuntimeError where the model cannot be written, or the probe cannot be started."""
+        # Ended from outside, the command still takes its servers with it.
+        signal.signal(signal.SIGTERM, lambda *_: server.end_with(143))
         budget = self.budget
         if not model.complete(self.folder, budget.adapters, budget.ranks):
             progress(f"writing the model and {budget.adapters} adapters to {self.folder}")

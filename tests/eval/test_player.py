@@ -135,7 +135,7 @@ def test_every_step_has_its_time_and_its_rate(server: AnsweringServer) -> None:
         taken.append("snapshot")
         return len(taken)
 
-    served = serve(server, [player.Step(20.0, 1.5), player.Step(200.0, 1.5)], snapshot=snapshot)
+    served = serve(server, [player.Step(8.0, 1.5), player.Step(80.0, 1.5)], snapshot=snapshot)
     first, second = served.begins
     assert second - first >= 1.5 + 0.2
     assert served.snapshots == [(1, 2), (3, 4)] and len(taken) == 4
