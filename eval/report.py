@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from elora_sglang.eval.pages import page
     except ModuleNotFoundError as error:
-        raise SystemExit(f"report: {error.name} is missing; pip install 'elora-sglang[report]'") from None
+        raise SystemExit(f"report: {error.name} is missing; pip install 'elora-sglang[eval]'") from None
     runs = [(path, _read(path)) for path in args.runs if not path.name.endswith(".reasons.json")]
     written = page.write(args.out, args.title, [page.section(path, data) for path, data in runs])
     reporting.progress(f"wrote {written} and {len(list(args.out.glob('*.png')))} figures beside it")
