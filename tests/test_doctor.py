@@ -179,7 +179,8 @@ def test_what_only_another_part_needs_is_a_note(
         report = doctor.examine(str(older.package))
     assert report.reasons == []
     assert any(note.startswith(f"{says}: {name}: gone") for note in report.notes)
-    assert [hook.target for hook in report.hooks if not hook.would_apply] == [name]
+    ours = {patch.target for patch in base.discover()}  # eval's baselines have records of their own
+    assert [hook.target for hook in report.hooks if not hook.would_apply] == [name] * (name in ours)
 
 
 def test_the_start_refuses_what_is_gone_and_warns_of_other_source(

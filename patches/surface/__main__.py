@@ -96,7 +96,7 @@ def count(surface: record.Surface) -> str:
         )
         how = {
             use: sum(use in e.how for e in entries)
-            for use in ("subclass", "override", "hook", "register", "super", "write")
+            for use in ("subclass", "replace", "override", "hook", "register", "super", "write")
         }
         lines.append(f"{title}: " + ", ".join(f"{n} {use}" for use, n in how.items()))
     return "\n".join(lines)

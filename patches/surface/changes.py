@@ -142,7 +142,11 @@ def _changed(
     if before.kind != now.kind and not {before.kind, now.kind} <= _READABLE:
         yield _change(path, entry, "kind changed", f"{before.kind} -> {now.kind}")
         return
-    if entry.uses("hook") and before.kind in ("class", "function") and before.defined != now.defined:
+    if (
+        entry.uses("hook", "replace")
+        and before.kind in ("class", "function")
+        and before.defined != now.defined
+    ):
         # SGLang's registry replaces the name where we name it; its users read it where it is defined.
         yield _change(
             path, entry, "moved", f"defined in {now.defined}, a hook on {path} would not be reached"

@@ -40,6 +40,8 @@ _PURE = ("core",)
 _PARTS = {"eval": "eval", "frontend": "frontend", "platform": "cpu"}
 PART_OF_RECORD = {When.FRONTEND: "frontend", When.CPU: "cpu"}
 _EVAL_HOOKS = "elora_sglang.eval."
+#: How a record touches its target, where that is no hook. A replaced class is guarded by each member that we override.
+_HOW = {Kind.REGISTRY: "register", Kind.ATTRIBUTE: "write", Kind.REPLACE: "replace"}
 
 
 @dataclasses.dataclass
@@ -226,7 +228,7 @@ class Uses:
             of_eval = record.hook.startswith(_EVAL_HOOKS)
             part = "eval" if of_eval else PART_OF_RECORD.get(record.when, "elora")
             module = self._record_module(record)
-            kind = "register" if record.kind is Kind.REGISTRY else "hook"
+            kind = _HOW.get(record.kind, "hook")
             owner, _, _ = record.target.rpartition(".")
             self._note(owner, "hook owner", module, part)
             use = self._note(record.target, kind, module, part)

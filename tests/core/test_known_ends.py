@@ -25,9 +25,9 @@ class Crowded(Runtime):
             self.waiting.append(twin)
             self.manager.enqueue(twin.rid, twin.adapter, array("q", twin.prompt[:-1]), None)
 
-    def _admit(self, request: Request) -> None:
+    def _pass(self) -> None:
         if len(self.waiting) > 8 or self.rng.random() < 0.3:
-            super()._admit(request)
+            super()._pass()
 
 
 def recorded(policy: str, page: int, **settings: object) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import sglang.srt.managers.scheduler  # noqa: F401  SGLang's modules import each other; this order works
-from elora_sglang.eval.serving.launch import BASELINE_HOOKS
 
 from elora_sglang.eval.baselines.patches import MANIFEST, PATCHES
+from elora_sglang.eval.serving.launch import BASELINE_HOOKS
 from elora_sglang.integration.plugin import verify
 from elora_sglang.patches.base import Patch, discover, manifest
 

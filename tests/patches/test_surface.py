@@ -55,7 +55,7 @@ def test_every_record_is_an_entry_with_the_fingerprint_of_targets_json() -> None
     entries = record.stored().entries
     for patch in discover():
         entry = entries[patch.target]
-        assert entry.uses("hook", "register"), patch.name
+        assert entry.uses("hook", "register", "replace", "write"), patch.name
         if entry.uses("hook"):
             assert entry.shape.sha256 == manifest()[patch.target].sha256, patch.name
 
@@ -66,6 +66,8 @@ def test_reading_source_gives_the_fingerprints_that_python_gives() -> None:
     for target, expected in manifest().items():
         seen = describe(code, target)
         assert seen is not None, target
+        if seen.kind == "attribute":
+            continue  # its fingerprint is that of the function that it holds
         assert seen.sha256 == expected.sha256, target
         bound = seen.kind == "classmethod"  # inspect leaves out what is bound
         ours = seen.signature.replace("(cls, ", "(").replace("(cls)", "()") if bound else seen.signature
