@@ -31,8 +31,8 @@ def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
     return scheduler.run_scheduler_process(*args, **kwargs)
 
 
-def main() -> None:
-    """Start the server and serve until it is stopped."""
+def main(arguments: list[str] | None = None) -> None:
+    """Start the server and serve until it is stopped. ``arguments``: SGLang's; by default those of this process."""
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
@@ -40,7 +40,7 @@ def main() -> None:
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
-    server_args = prepare_server_args(sys.argv[1:])
+    server_args = prepare_server_args(sys.argv[1:] if arguments is None else arguments)
     try:
         server_args.resolve_once()
         launch_server(server_args, run_scheduler_process_func=run_scheduler_process)

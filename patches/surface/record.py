@@ -18,7 +18,7 @@ from elora_sglang.patches.surface.uses import SGLANG, Use, Uses
 FILE = FOLDER / "surface.json"
 
 #: Uses for which the parameters matter, the source text, or whether what we do would fail at once without it.
-_CALLED = frozenset({"call", "super", "hook", "override", "register"})
+_CALLED = frozenset({"call", "super", "hook", "override", "register", "replace"})
 _DEPENDS_ON_SOURCE = frozenset({"hook", "override", "super"})
 
 
@@ -117,7 +117,7 @@ def dumps(surface: Surface) -> str:
         data = {key: value for key, value in dataclasses.asdict(entry.shape).items() if value}
         if data["defined"] == path or entry.shape.kind not in ("class", "function"):
             del data["defined"]  # which base has a member is SGLang's own affair
-        if path in known and data.get("sha256") == known[path].sha256:
+        if entry.uses("hook") and path in known and data.get("sha256") == known[path].sha256:
             del data["sha256"]
         for name in ("how", "parts", "users", "calls"):
             if getattr(entry, name):
