@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from elora_sglang.eval.gpu import attention, segment_gemm, slot_buffers, tables
+from elora_sglang.eval.gpu import attention, peers, tables
 from elora_sglang.eval.gpu.cases import OPS, awkward
 from elora_sglang.eval.gpu.cases import page_copy as copy_inputs
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Module, Shape
@@ -110,11 +110,11 @@ def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Conf
         / layers
         for one in configs
     }
-    decode = slot_buffers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
+    decode = peers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
     return {
         "load": load.name, "rows": rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
         "seconds": min(times.values()), "configs": times, "error_against_reference": worst,
-        "slot_buffer_seconds": slot_buffers.seconds(decode), "segment_gemm_seconds": segment_gemm.seconds(decode),
+        "slot_buffer_seconds": peers.CSGMV.seconds(decode), "segment_gemm_seconds": peers.SEGMENT_GEMM.seconds(decode),
     }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("FlashInfer's attention over the pool:", seen)
     result: dict[str, Any] = {
         "dry_run": how.dry, "seed": args.seed, "checks": checks, "ceilings": how.ceilings(),
-        "slot_buffers": slot_buffers.available(), "segment_gemm": segment_gemm.available(), "attention": seen,
+        "slot_buffers": peers.CSGMV.available(), "segment_gemm": peers.SEGMENT_GEMM.available(), "attention": seen,
         "lora": _within(args.seconds, (partial(lora, how, shape, load, configs) for load in loads(how.dry))),
         "copies": copies(how, shape),
     }  # fmt: skip
