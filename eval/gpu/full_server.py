@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elora_sglang.eval import server
-from elora_sglang.eval.gpu import tables
-from elora_sglang.eval.gpu.timing import hardware
+from elora_sglang.eval.gpu.timing import finish
 from elora_sglang.eval.serving import player, rates
-from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support import arguments, reporting
 from elora_sglang.eval.workloads import create
 
 #: As the paper's set-up and sglang#13349 have them.
@@ -38,13 +39,8 @@ def missing(model: Path) -> list[str]:
         version = importlib.metadata.version("sglang")
         if version != "0.5.23":
             found.append(f"SGLang {version} is installed, elora-sglang is for 0.5.23")
-    try:
-        import torch
-
-        if not torch.cuda.is_available():
-            found.append("PyTorch sees no CUDA device")
-    except ImportError:
-        found.append("PyTorch is not installed")
+    if not torch.cuda.is_available():
+        found.append("PyTorch sees no CUDA device")
     if not (model / "config.json").exists():
         found.append(f"{model}: no config.json; --model takes a folder with a Hugging Face model")
     return found
@@ -62,7 +58,6 @@ def module_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 def write_adapters(config: dict[str, Any], folder: Path, ranks: Sequence[int]) -> list[str]:
     """Seeded random PEFT folders, one a rank; those that are there stay. Returns their names."""
-    import torch
     from safetensors.torch import save_file
 
     shapes = module_shapes(config)
@@ -128,47 +123,43 @@ def serve(system: str, args: argparse.Namespace, names: Sequence[str], vocab: in
     return found
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the JSON; 2 where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval.gpu.full_server", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a Llama-shaped model")
     add("--adapter-folder", type=Path, help="where adapters are written (default: adapters/ beside --json)")
     add("--json", type=Path, required=True, help="file to write; servers' logs lie beside it")
-    add("--systems", default="stock,elora", help="by comma (default %(default)s)")
+    systems = arguments.names(("stock", "elora"))
+    add("--systems", type=systems, default="stock,elora", help="by comma (default %(default)s)")
     add("--adapters", type=int, default=16)
-    add("--ranks", default="16", help="LoRA ranks, by comma, in turn (default %(default)s)")
+    add(
+        "--ranks",
+        type=arguments.counts,
+        default="16",
+        help="LoRA ranks, by comma, in turn (default %(default)s)",
+    )
     add("--slots", type=int, default=8, help="buffers of stock (default %(default)s, SGLang's own)")
     add("--memory", type=float, default=0.8, help="--mem-fraction-static of both (default %(default)s)")
     add("--workload", default="chat", help="chat, translation, agents or burst (default %(default)s)")
-    add("--rates", type=_numbers, default=[2.0, 4.0, 8.0], help="turns a second, by comma")
+    add("--rates", type=arguments.positives, default="2,4,8", help="turns a second, by comma")
     add("--seconds", type=float, default=60.0, help="of a run (default %(default)s)")
     add("--boot-seconds", type=float, default=900.0)
     add("--seed", type=int, default=1)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     lacking = missing(args.model)
     if lacking:
         print("full_server cannot start:", *lacking, sep="\n  ", file=sys.stderr)
         return 2
-    wanted = args.systems.split(",")
-    if unknown := set(wanted) - {"stock", "elora"}:
-        parser.error(f"--systems {', '.join(sorted(unknown))}: there are stock and elora")
-    args.ranks = [int(rank) for rank in _numbers(args.ranks)]
     args.adapter_folder = args.adapter_folder or args.json.parent / "adapters"
     config = json.loads((args.model / "config.json").read_text())
     ranks = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
     names = write_adapters(config, args.adapter_folder, ranks)
-    found = [one for system in wanted for one in serve(system, args, names, config["vocab_size"])]
+    found = [one for system in args.systems for one in serve(system, args, names, config["vocab_size"])]
     data = {"workload": args.workload, "adapters": names, "slots": args.slots, "runs": found}
     shown = [reporting.Table(f"Whole servers on {args.workload}", rates.HEADER, rates.rows(found))]
-    import torch  # what is missing was said before
-
-    about = hardware(torch.device("cuda"))
-    tables.finish(args.json, "Stock SGLang beside --elora on a GPU", shown, [], data, about)
+    title = "Stock SGLang beside --elora on a GPU"
+    finish(args.json, title, shown, [], data, torch.device("cuda"))
     return 0
 
 
