@@ -56,10 +56,10 @@ def check(wrapper: Any, seed: int, device: torch.device) -> dict[str, float]:
         slots = (own[:, None] * PAGE + torch.arange(PAGE, device=device)).flatten()[:length]
         k, v = random(length, KV_HEADS, SIZE), random(length, KV_HEADS, SIZE)
         keys.view(-1, KV_HEADS, SIZE)[slots], values.view(-1, KV_HEADS, SIZE)[slots] = k, v
-        one = (q[request, :, None], k.transpose(0, 1), v.transpose(0, 1))
-        right.append(
-            functional.scaled_dot_product_attention(*(part[None].double() for part in one), enable_gqa=True)
+        query, key, value = (
+            part[None].double() for part in (q[request, :, None], k.transpose(0, 1), v.transpose(0, 1))
         )
+        right.append(functional.scaled_dot_product_attention(query, key, value, enable_gqa=True))
     # FlashInfer's page table: indptr, indices, last_page_len.
     last = [(length - 1) % PAGE + 1 for length in LENGTHS]
     indptr, last_page = (

@@ -21,6 +21,7 @@ from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.swapper import SwapSettings, switches
 from elora_sglang.core.tree.node import Node
+from elora_sglang.eval.gpu.cases.paged_lora import place
 from elora_sglang.eval.gpu.llama import Shape, layout
 from elora_sglang.eval.support.lora_pool import StandInPool
 from elora_sglang.kernels.paged_lora import plan_segments
@@ -95,12 +96,11 @@ class Model:
             for _ in range(shape.layers)
         ]
         self._embed = random(shape.vocab, shape.hidden)
-        self._places: dict[tuple[int, str], paged_lora.Place] = {}
-        for layer in range(shape.layers):
-            k, v = (pool.byte_rows(layer, stream).view(DTYPE) for stream in (0, 1))
-            for m in shape.modules:
-                number, count = tables.modules[m.name], len(tables.modules)
-                self._places[layer, m.name] = paged_lora.Place(k, v, layer, number, count, m.widths)
+        self._places = {
+            (layer, m.name): place(pool, DTYPE, layer, tables, m.name, m.widths)
+            for layer in range(shape.layers)
+            for m in shape.modules
+        }
 
     def _apply(self, x: torch.Tensor, layer: int, name: str, batch: DeviceBatch | None) -> torch.Tensor:
         out = functional.linear(x, self._linear[layer][name])

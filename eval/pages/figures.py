@@ -30,9 +30,9 @@ def _axes(x: str = "", y: str = "", *, width: float = 7.0, height: float = 3.6, 
     return axes
 
 
-def _line(axes: Axes, at: float, **how: Any) -> None:
+def _line(axes: Axes, at: float, color: str = "black", linestyle: str = "-", label: str = "") -> None:
     """What values are compared with, all along the other axis."""
-    axes.axhline(at, **({"color": "black", "linewidth": 1} | how))
+    axes.axhline(at, color=color, linestyle=linestyle, linewidth=1, label=label)
 
 
 def _drawn(axes: Axes, *, legend: bool = True, **how: Any) -> Figure:
@@ -80,8 +80,8 @@ Lines = dict[str, Iterable[tuple[Any, float]]]
 
 def _plotted(axes: Axes, lines: Lines, style: str = "-", *, coloured: bool = True) -> Axes:
     for name, points in lines.items():
-        shade = {"color": colour(name)} if coloured else {}
-        axes.plot(*zip(*points, strict=True), style, markersize=3, label=name, **shade)
+        shade = colour(name) if coloured else None
+        axes.plot(*zip(*points, strict=True), style, markersize=3, label=name, color=shade)
     return axes
 
 
