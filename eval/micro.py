@@ -101,16 +101,13 @@ def measure_group(
     running = [system for system in running if not reasons[system.name]]
     reporting.progress(f"page size {page_size}: built in {time.perf_counter() - started:.0f} s, measuring")
     samples: Samples = {(s.name, size): {"request": [], "evict": []} for s in running for size in sizes}
-    for start in range(0, requests, ROUND):
+    rounds = [(worker.request, min(ROUND, requests - start)) for start in range(0, requests, ROUND)]
+    for number, (what, count) in enumerate([*rounds, *[(worker.evict, EVICT_CALLS)] * EVICT_ROUNDS]):
         for size in sizes:
             for system in running:
-                taken = measure(system, worker.request, size, min(ROUND, requests - start))
+                taken = measure(system, what, size, count)
                 # The first round warms caches and the memory allocator up.
-                samples[system.name, size]["request"] += taken if start else []
-    for _ in range(EVICT_ROUNDS):
-        for size in sizes:
-            for system in running:
-                samples[system.name, size]["evict"] += measure(system, worker.evict, size, EVICT_CALLS)
+                samples[system.name, size][what.__name__] += taken if number else []
     return samples, {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -127,15 +124,14 @@ def _aims(results: Sequence[dict[str, Any]], pages: Sequence[int]) -> list[repor
     medians = {
         (r["page_size"], r["nodes"]): r["request"]["median_ms"] for r in results if r["system"] == "elora"
     }
-    aims = []
+    at_most, aims = reporting.Aim.at_most, []
     for page in pages:
         at, first, last = (medians.get((page, nodes)) for nodes in (AIM_NODES, GROWTH_FROM, GROWTH_TO))
         if at is not None:
-            name = f"ms a request at {AIM_NODES} nodes, page size {page}"
-            aims.append(reporting.Aim.at_most(name, at, AIM_MS))
+            aims.append(at_most(f"ms a request at {AIM_NODES} nodes, page size {page}", at, AIM_MS))
         if first and last:
             name = f"growth from {GROWTH_FROM} to {GROWTH_TO} nodes, page size {page}"
-            aims.append(reporting.Aim.at_most(name, last / first, AIM_GROWTH))
+            aims.append(at_most(name, last / first, AIM_GROWTH))
     return aims
 
 
@@ -164,13 +160,9 @@ def _tree_part(args: argparse.Namespace) -> dict[str, Any]:
         sizes, requests = [size for size in sizes if size <= AIM_NODES] or sizes[:1], min(requests, 60)
     chats = len(worker.CHAT_ENDS) * requests
     if requests <= ROUND:
-        raise SystemExit(
-            f"micro: --requests must be above {ROUND} (the first {ROUND} are warm-up), got {requests}"
-        )
+        raise SystemExit(f"micro: --requests must be above {ROUND} (so many are warm-up), got {requests}")
     if sizes[0] < chats:
-        raise SystemExit(
-            f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
-        )
+        raise SystemExit(f"micro: {requests} requests need trees of at least {chats} nodes, got {sizes[0]}")
     together = fits_together(sizes, len(args.systems), available_bytes())
     groups = [args.systems] if together else [[name] for name in args.systems]
     results: list[dict[str, Any]] = []
