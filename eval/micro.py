@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from elora_sglang.core.policies import policy_names
@@ -79,46 +79,35 @@ def fits_together(sizes: Sequence[int], systems: int, memory: int) -> bool:
     return systems * (BYTES_PER_PROCESS + BYTES_PER_NODE * sum(sizes)) < memory * 2 // 3
 
 
-class Measured(Child):
-    """The process that holds one system's trees."""
-
-    def __init__(self, name: str, sizes: Sequence[int], requests: int) -> None:
-        self.name = name
-        self.patience_s = 900 + BUILD_SECONDS_PER_NODE * sum(sizes)
-        super().__init__(worker.serve, name, list(sizes), requests)
-
-    def measure(self, what: str, size: int, count: int) -> list[float]:
-        """Samples in seconds."""
-        self.order(what, size, count)
-        samples = self.answer(self.patience_s)
-        if not isinstance(samples, list):
-            raise SystemExit(f"micro: {self.name}, {what} at {size} nodes: {samples}")
-        return samples
+def measure(system: Child, what: Callable[..., list[float]], size: int, count: int) -> list[float]:
+    """Samples in seconds."""
+    system.order(what, size, count)
+    samples = system.answer()
+    if not isinstance(samples, list):
+        raise SystemExit(f"micro: {system.name}, {what.__name__} at {size} nodes: {samples}")
+    return samples
 
 
 def measure_group(
-    running: Sequence[Measured], page_size: int, sizes: Sequence[int], requests: int
+    running: Sequence[Child], page_size: int, sizes: Sequence[int], requests: int
 ) -> tuple[Samples, dict[str, str]]:
     """Samples by (system, size), and why a system could not be compared."""
     started = time.perf_counter()
     names = ", ".join(system.name for system in running)
     reporting.progress(f"page size {page_size}: building {names} with {' and '.join(map(str, sizes))} nodes")
     for system in running:
-        system.order("build", page_size, 0)
-    reasons = {system.name: system.answer(system.patience_s) for system in running}
+        system.order(worker.build, system.name, page_size, list(sizes), requests)
+    reasons = {system.name: system.answer() for system in running}
     running = [system for system in running if not reasons[system.name]]
     reporting.progress(f"page size {page_size}: built in {time.perf_counter() - started:.0f} s, measuring")
     samples: Samples = {(s.name, size): {"request": [], "evict": []} for s in running for size in sizes}
-    for start in range(0, requests, ROUND):
+    rounds = [(worker.request, min(ROUND, requests - start)) for start in range(0, requests, ROUND)]
+    for number, (what, count) in enumerate([*rounds, *[(worker.evict, EVICT_CALLS)] * EVICT_ROUNDS]):
         for size in sizes:
             for system in running:
-                taken = system.measure("request", size, min(ROUND, requests - start))
+                taken = measure(system, what, size, count)
                 # The first round warms caches and the memory allocator up.
-                samples[system.name, size]["request"] += taken if start else []
-    for _ in range(EVICT_ROUNDS):
-        for size in sizes:
-            for system in running:
-                samples[system.name, size]["evict"] += system.measure("evict", size, EVICT_CALLS)
+                samples[system.name, size][what.__name__] += taken if number else []
     return samples, {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -135,15 +124,14 @@ def _aims(results: Sequence[dict[str, Any]], pages: Sequence[int]) -> list[repor
     medians = {
         (r["page_size"], r["nodes"]): r["request"]["median_ms"] for r in results if r["system"] == "elora"
     }
-    aims = []
+    at_most, aims = reporting.Aim.at_most, []
     for page in pages:
         at, first, last = (medians.get((page, nodes)) for nodes in (AIM_NODES, GROWTH_FROM, GROWTH_TO))
         if at is not None:
-            name = f"ms a request at {AIM_NODES} nodes, page size {page}"
-            aims.append(reporting.Aim.at_most(name, at, AIM_MS))
+            aims.append(at_most(f"ms a request at {AIM_NODES} nodes, page size {page}", at, AIM_MS))
         if first and last:
             name = f"growth from {GROWTH_FROM} to {GROWTH_TO} nodes, page size {page}"
-            aims.append(reporting.Aim.at_most(name, last / first, AIM_GROWTH))
+            aims.append(at_most(name, last / first, AIM_GROWTH))
     return aims
 
 
@@ -172,19 +160,15 @@ def _tree_part(args: argparse.Namespace) -> dict[str, Any]:
         sizes, requests = [size for size in sizes if size <= AIM_NODES] or sizes[:1], min(requests, 60)
     chats = len(worker.CHAT_ENDS) * requests
     if requests <= ROUND:
-        raise SystemExit(
-            f"micro: --requests must be above {ROUND} (the first {ROUND} are warm-up), got {requests}"
-        )
+        raise SystemExit(f"micro: --requests must be above {ROUND} (so many are warm-up), got {requests}")
     if sizes[0] < chats:
-        raise SystemExit(
-            f"micro: {requests} requests need trees of at least {chats} nodes, got --nodes {sizes[0]}"
-        )
+        raise SystemExit(f"micro: {requests} requests need trees of at least {chats} nodes, got {sizes[0]}")
     together = fits_together(sizes, len(args.systems), available_bytes())
     groups = [args.systems] if together else [[name] for name in args.systems]
     results: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     for names in groups:
-        running = [Measured(name, sizes, requests) for name in names]
+        running = [Child(name, 900 + BUILD_SECONDS_PER_NODE * sum(sizes)) for name in names]
         for page in args.pages:
             samples, reasons = measure_group(running, page, sizes, requests)
             missing += [{"system": n, "page_size": page, "not_compared": why} for n, why in reasons.items()]

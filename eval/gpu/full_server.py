@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elora_sglang.eval import server
-from elora_sglang.eval.gpu import tables
-from elora_sglang.eval.gpu.timing import hardware
+from elora_sglang.eval.gpu.timing import finish
 from elora_sglang.eval.serving import player, rates
-from elora_sglang.eval.support import reporting
+from elora_sglang.eval.support import arguments, reporting
 from elora_sglang.eval.workloads import create
 
 #: As the paper's set-up and sglang#13349 have them.
@@ -38,48 +39,39 @@ def missing(model: Path) -> list[str]:
         version = importlib.metadata.version("sglang")
         if version != "0.5.23":
             found.append(f"SGLang {version} is installed, elora-sglang is for 0.5.23")
-    try:
-        import torch
-
-        if not torch.cuda.is_available():
-            found.append("PyTorch sees no CUDA device")
-    except ImportError:
-        found.append("PyTorch is not installed")
+    if not torch.cuda.is_available():
+        found.append("PyTorch sees no CUDA device")
     if not (model / "config.json").exists():
         found.append(f"{model}: no config.json; --model takes a folder with a Hugging Face model")
     return found
 
 
-def module_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(output, input) features of every linear module of a Llama-shaped model. KeyError for another shape."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or hidden // heads
-    kv, ffn = config.get("num_key_value_heads", heads) * size, config["intermediate_size"]
-    shapes = dict.fromkeys(("k_proj", "v_proj"), (kv, hidden)) | {"q_proj": (heads * size, hidden)}
-    shapes |= {"o_proj": (hidden, heads * size), "down_proj": (hidden, ffn)}
-    return shapes | dict.fromkeys(("gate_proj", "up_proj"), (ffn, hidden))
+def linear_layers(model: Path) -> dict[str, tuple[int, int]]:
+    """(output, input) features of every linear layer that gets an adapter, by name. Reads no weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(model)))
+    modules = ((name, module) for name, module in empty.named_modules() if name.rpartition(".")[2] in MODULES)
+    return {name: (module.out_features, module.in_features) for name, module in modules}
 
 
-def write_adapters(config: dict[str, Any], folder: Path, ranks: Sequence[int]) -> list[str]:
+def write_adapters(model: Path, folder: Path, ranks: Sequence[int]) -> list[str]:
     """Seeded random PEFT folders, one a rank; those that are there stay. Returns their names."""
-    import torch
     from safetensors.torch import save_file
 
-    shapes = module_shapes(config)
+    layers = linear_layers(model)
     found = [f"tenant-{index:03d}-r{rank}" for index, rank in enumerate(ranks)]
     for index, (name, rank) in enumerate(zip(found, ranks, strict=True)):
         target = folder / name
         if (target / "adapter_config.json").exists():
             continue
         generator, tensors = torch.Generator().manual_seed(index), {}
-        for layer in range(config["num_hidden_layers"]):
-            for module, (out, into) in shapes.items():
-                where = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-                prefix = f"base_model.model.model.layers.{layer}.{where}.{module}"
-                a = torch.randn(rank, into, generator=generator) / into**0.5
-                tensors[f"{prefix}.lora_A.weight"] = a.to(torch.bfloat16)
-                b = 0.01 * torch.randn(out, rank, generator=generator)
-                tensors[f"{prefix}.lora_B.weight"] = b.to(torch.bfloat16)
+        for layer, (out, into) in layers.items():
+            a = torch.randn(rank, into, generator=generator) / into**0.5
+            b = 0.01 * torch.randn(out, rank, generator=generator)
+            for matrix, values in (("A", a), ("B", b)):
+                tensors[f"base_model.model.{layer}.lora_{matrix}.weight"] = values.to(torch.bfloat16)
         target.mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(target / "adapter_model.safetensors"), metadata={"format": "pt"})
         settings = {
@@ -128,47 +120,39 @@ def serve(system: str, args: argparse.Namespace, names: Sequence[str], vocab: in
     return found
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the JSON; 2 where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m elora_sglang.eval.gpu.full_server", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a Llama-shaped model")
     add("--adapter-folder", type=Path, help="where adapters are written (default: adapters/ beside --json)")
     add("--json", type=Path, required=True, help="file to write; servers' logs lie beside it")
-    add("--systems", default="stock,elora", help="by comma (default %(default)s)")
+    systems = arguments.names(("stock", "elora"))
+    add("--systems", type=systems, default="stock,elora", help="by comma (default %(default)s)")
     add("--adapters", type=int, default=16)
-    add("--ranks", default="16", help="LoRA ranks, by comma, in turn (default %(default)s)")
+    ranks = "LoRA ranks, by comma, in turn (default %(default)s)"
+    add("--ranks", type=arguments.counts, default="16", help=ranks)
     add("--slots", type=int, default=8, help="buffers of stock (default %(default)s, SGLang's own)")
     add("--memory", type=float, default=0.8, help="--mem-fraction-static of both (default %(default)s)")
     add("--workload", default="chat", help="chat, translation, agents or burst (default %(default)s)")
-    add("--rates", type=_numbers, default=[2.0, 4.0, 8.0], help="turns a second, by comma")
+    add("--rates", type=arguments.positives, default="2,4,8", help="turns a second, by comma")
     add("--seconds", type=float, default=60.0, help="of a run (default %(default)s)")
     add("--boot-seconds", type=float, default=900.0)
     add("--seed", type=int, default=1)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     lacking = missing(args.model)
     if lacking:
         print("full_server cannot start:", *lacking, sep="\n  ", file=sys.stderr)
         return 2
-    wanted = args.systems.split(",")
-    if unknown := set(wanted) - {"stock", "elora"}:
-        parser.error(f"--systems {', '.join(sorted(unknown))}: there are stock and elora")
-    args.ranks = [int(rank) for rank in _numbers(args.ranks)]
     args.adapter_folder = args.adapter_folder or args.json.parent / "adapters"
     config = json.loads((args.model / "config.json").read_text())
-    ranks = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
-    names = write_adapters(config, args.adapter_folder, ranks)
-    found = [one for system in wanted for one in serve(system, args, names, config["vocab_size"])]
+    each = [args.ranks[index % len(args.ranks)] for index in range(args.adapters)]
+    names = write_adapters(args.model, args.adapter_folder, each)
+    found = [one for system in args.systems for one in serve(system, args, names, config["vocab_size"])]
     data = {"workload": args.workload, "adapters": names, "slots": args.slots, "runs": found}
     shown = [reporting.Table(f"Whole servers on {args.workload}", rates.HEADER, rates.rows(found))]
-    import torch  # what is missing was said before
-
-    about = hardware(torch.device("cuda"))
-    tables.finish(args.json, "Stock SGLang beside --elora on a GPU", shown, [], data, about)
+    title = "Stock SGLang beside --elora on a GPU"
+    finish(args.json, title, shown, [], data, torch.device("cuda"))
     return 0
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from elora_sglang.eval.gpu import attention, segment_gemm, slot_buffers, tables
+from elora_sglang.eval.gpu import attention, peers
 from elora_sglang.eval.gpu.cases import OPS, awkward
 from elora_sglang.eval.gpu.cases import page_copy as copy_inputs
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Adapters, Module, Shape
-from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, hardware
+from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, finish
 from elora_sglang.eval.support import reporting
 from elora_sglang.kernels.page_copy import triton_kernel as page_copy
 from elora_sglang.kernels.paged_lora import plan_segments, reference
@@ -33,6 +33,12 @@ from elora_sglang.kernels.paged_lora import triton_kernel as paged_lora
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch
 
 AIM_BANDWIDTH, AIM_EQUAL, AIM_MIXED, AIM_COPY = 0.85, 1.05, 0.8, 0.9
+#: Directions of a row copy, and the plain copies that they are judged by.
+WAYS = {"to the device": "to_device_bytes_s", "to the host": "to_host_bytes_s"}
+LORA = (
+    "adapters", "rows", "skew", "distinct", "us a layer", "of copy bandwidth", "over csgmv",
+    "over SegmentGEMM (no graph)",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,11 @@ def lora(how: Bench, shape: Shape, load: Load, configs: Sequence[paged_lora.Conf
         / layers
         for one in configs
     }
-    decode = slot_buffers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
+    decode = peers.Decode(how, shape, load.ranks, picks, xs, outs, layers)
     return {
         "load": load.name, "rows": rows, "skew": load.skew, "distinct": len(used), "bytes": moved,
         "seconds": min(times.values()), "configs": times, "error_against_reference": worst,
-        "slot_buffer_seconds": slot_buffers.seconds(decode), "segment_gemm_seconds": segment_gemm.seconds(decode),
+        "slot_buffer_seconds": peers.CSGMV.seconds(decode), "segment_gemm_seconds": peers.SEGMENT_GEMM.seconds(decode),
     }  # fmt: skip
 
 
@@ -143,6 +149,38 @@ def copies(how: Bench, shape: Shape) -> list[dict[str, Any]]:
     return found
 
 
+def _over(seconds: float, other: float | None) -> str:
+    return "not compared" if not other else f"{seconds / other:.2f}x"
+
+
+def tables(result: dict[str, Any]) -> list[reporting.Table]:
+    """LoRA and copies."""
+    ceilings = result["ceilings"]
+    lora = [
+        [
+            one["load"], one["rows"], f"{one['skew']:g}", one["distinct"], f"{1e6 * one['seconds']:.1f}",
+            f"{one['bytes'] / one['seconds'] / ceilings['copy_bytes_s']:.0%}",
+            _over(one["seconds"], one["slot_buffer_seconds"]), _over(one["seconds"], one["segment_gemm_seconds"]),
+        ]
+        for one in result["lora"]
+    ]  # fmt: skip
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in sorted(result["copies"], key=lambda one: -one["seconds"]):
+        best[one["way"], one["slots"]] = one
+    copies = [
+        [
+            way, slots, f"{one['bytes'] / 2**20:.1f}", f"{1e6 * one['seconds']:.0f}", one["per_program"],
+            f"{one['bytes'] / one['seconds'] / ceilings[WAYS[way]]:.0%}",
+        ]
+        for (way, slots), one in sorted(best.items())
+    ]  # fmt: skip
+    header = ("way", "slots", "MiB", "us", "slots a program", "of a plain pinned copy")
+    return [
+        reporting.Table("LoRA kernels: decode, all modules of a layer", LORA, lora, "lora-kernels"),
+        reporting.Table("Copies of scattered rows", header, copies, "row-copies"),
+    ]
+
+
 def aims(result: dict[str, Any]) -> list[reporting.Aim]:
     """What is aimed at and what came out; nothing for what was not measured."""
     ceilings, found = result["ceilings"], []
@@ -160,7 +198,7 @@ def aims(result: dict[str, Any]) -> list[reporting.Aim]:
         if compared:
             mean = statistics.fmean(one["seconds"] / one["slot_buffer_seconds"] for one in compared)
             found.append(at_most(f"time over slot buffers, adapters {what} ..., mean", mean, want))
-    for way, ceiling in (("to the device", "to_device_bytes_s"), ("to the host", "to_host_bytes_s")):
+    for way, ceiling in WAYS.items():
         best = max(one["bytes"] / one["seconds"] for one in result["copies"] if one["way"] == way)
         name = f"row copies {way}, best share of a plain pinned copy"
         found.append(at_least(name, best / ceilings[ceiling], AIM_COPY))
@@ -199,12 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("FlashInfer's attention over the pool:", seen)
     result: dict[str, Any] = {
         "dry_run": how.dry, "seed": args.seed, "checks": checks, "ceilings": how.ceilings(),
-        "slot_buffers": slot_buffers.available(), "segment_gemm": segment_gemm.available(), "attention": seen,
+        "slot_buffers": peers.CSGMV.available(), "segment_gemm": peers.SEGMENT_GEMM.available(), "attention": seen,
         "lora": _within(args.seconds, (partial(lora, how, shape, load, configs) for load in loads(how.dry))),
         "copies": copies(how, shape),
     }  # fmt: skip
-    judged = [] if how.dry else aims(result)
-    tables.finish(args.json, "Kernels on a GPU", tables.kernels(result), judged, result, hardware(how.device))
+    finish(args.json, "Kernels on a GPU", tables(result), aims(result), result, how.device)
     return 1 if faults or "fault" in seen else 0
 
 

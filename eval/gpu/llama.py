@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from elora_sglang.eval.gpu.cases.paged_lora import packed, place
 from elora_sglang.kernels.paged_lora.tables import TableSet
 from elora_sglang.kernels.paged_lora.triton_kernel import Place
 from elora_sglang.runtime.pool.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
-from elora_sglang.runtime.pool.packing import PackedAdapter
 from elora_sglang.runtime.pool.views import UnifiedPool
 
 
@@ -77,28 +77,20 @@ class Adapters:
         self.shape, self.layers = shape, layers
         generator = torch.Generator().manual_seed(seed)
         layouts = [layout(shape, rank, layers, page_size) for rank in lora_ranks]
-        pages = [one.slots // page_size for one in layouts]
-        total = sum(pages) + 1
+        total = sum(one.slots // page_size for one in layouts) + 1
         size = (total * page_size, *shape.kv_row)
         rows = [
             torch.randn(size, device=device, dtype=torch.float32).div_(64).to(torch.bfloat16)
             for _ in range(2 * layers)
         ]
         self.pool = UnifiedPool(rows[:layers], rows[layers:], page_size=page_size)
-        free = 1 + torch.randperm(total - 1, generator=generator)
-        self.packed: list[PackedAdapter] = []
-        for one, count in zip(layouts, pages, strict=True):
-            taken, free = free[:count], free[count:]
-            slots = (taken[:, None] * page_size + torch.arange(page_size)).flatten()
-            self.packed.append(PackedAdapter(self.pool, one, slots, torch.bfloat16))
-        self.names = [module.name for module in shape.modules]
-        self.tables = TableSet(self.names, device)
+        order = 1 + torch.randperm(total - 1, generator=generator)
+        self.packed = packed(self.pool, layouts, order, torch.bfloat16)
+        self.tables = TableSet([module.name for module in shape.modules], device)
 
     def place(self, layer: int, module: Module) -> Place:
         """For the Triton kernels."""
-        rows = [self.pool.byte_rows(layer, stream).view(torch.bfloat16) for stream in (0, 1)]
-        number = self.names.index(module.name)
-        return Place(rows[0], rows[1], layer, number, len(self.names), module.widths)
+        return place(self.pool, torch.bfloat16, layer, self.tables, module.name, module.widths)
 
     def module_bytes(self, number: int, module: Module) -> int:
         """Of one adapter's matrices of a module."""

@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -22,11 +21,14 @@ from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.swapper import SwapSettings, switches
 from elora_sglang.core.tree.node import Node
+from elora_sglang.eval.gpu.cases.paged_lora import place
 from elora_sglang.eval.gpu.llama import Shape, layout
+from elora_sglang.eval.support.lora_pool import StandInPool
 from elora_sglang.kernels.paged_lora import plan_segments
 from elora_sglang.kernels.paged_lora import triton_kernel as paged_lora
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
 from elora_sglang.runtime.pool.host import HostPool
+from elora_sglang.runtime.pool.layout import AdapterLayout
 from elora_sglang.runtime.pool.packing import PackedAdapter
 from elora_sglang.runtime.pool.slots import SlotPayloads
 from elora_sglang.runtime.pool.views import UnifiedPool
@@ -66,23 +68,18 @@ class Slots:
         self._free = torch.cat([self._free, slots.cpu()])
 
 
-class Weights:
-    """Where adapters are on the device: what the swap driver asks of SGLang's LoRA pool."""
+class Weights(StandInPool):
+    """Where adapters are on the device: a load brings their bytes. ``packed``: for the kernels."""
 
-    def __init__(self, pool: UnifiedPool, layouts: dict[str, Any]) -> None:
-        self.pool, self.layouts = pool, layouts
+    def __init__(self, pool: UnifiedPool, layouts: dict[str, AdapterLayout]) -> None:
+        super().__init__({name: one.slots for name, one in layouts.items()})
+        self.rows, self.layouts = pool, layouts
         self.packed: dict[str, PackedAdapter] = {}
-        self.store = SimpleNamespace(
-            drop_host=lambda key: None, poll_reads=lambda wait: [], drop_all=lambda: None
-        )
 
-    def adopt(self, key: str, slots: torch.Tensor) -> None:
-        """A load brings its bytes."""
-        self.packed[key] = PackedAdapter(self.pool, self.layouts[key], slots, DTYPE)
-
-    def drop(self, key: str, slots: torch.Tensor | None = None) -> None:
-        """It is gone."""
-        self.packed.pop(key, None)
+    def adopt(self, lora_id: str, slots: torch.Tensor) -> None:
+        """It is resident in ``slots``."""
+        super().adopt(lora_id, slots)
+        self.packed[lora_id] = PackedAdapter(self.rows, self.layouts[lora_id], slots, DTYPE)
 
 
 class Model:
@@ -99,23 +96,17 @@ class Model:
             for _ in range(shape.layers)
         ]
         self._embed = random(shape.vocab, shape.hidden)
-        self._modules = {m.name: m for m in shape.modules}
-        self._places: dict[tuple[int, str], paged_lora.Place] = {}
+        self._places = {
+            (layer, m.name): place(pool, DTYPE, layer, tables, m.name, m.widths)
+            for layer in range(shape.layers)
+            for m in shape.modules
+        }
 
     def _apply(self, x: torch.Tensor, layer: int, name: str, batch: DeviceBatch | None) -> torch.Tensor:
         out = functional.linear(x, self._linear[layer][name])
         if batch is not None:
-            paged_lora.add_lora(x, out, batch, self._place(layer, name), paged_lora.Config())
+            paged_lora.add_lora(x, out, batch, self._places[layer, name], paged_lora.Config())
         return out
-
-    def _place(self, layer: int, name: str) -> paged_lora.Place:
-        if (layer, name) not in self._places:
-            rows = [self.pool.byte_rows(layer, stream).view(DTYPE) for stream in (0, 1)]
-            numbers = self.tables.modules
-            self._places[layer, name] = paged_lora.Place(
-                rows[0], rows[1], layer, numbers[name], len(numbers), self._modules[name].widths
-            )
-        return self._places[layer, name]
 
     def forward(
         self, tokens: torch.Tensor, written: torch.Tensor, read: torch.Tensor, mask: torch.Tensor | None,
@@ -212,7 +203,7 @@ class Loop:
         self.driver = SwapDriver(
             self.manager,
             self.slots,
-            self.weights,  # type: ignore[arg-type]
+            self.weights,
             SimpleNamespace(host=self.host, engine=self.engine),  # type: ignore[arg-type]
             CacheStats(),
         )

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from elora_sglang.eval.gpu import tables
 from elora_sglang.eval.gpu.llama import LLAMA_8B, TINY, Shape, layout
 from elora_sglang.eval.gpu.loop import Job, Loop
-from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, hardware
+from elora_sglang.eval.gpu.timing import Bench, bench, dry_run_parser, finish
 from elora_sglang.eval.support import reporting
 
 AIM_SWITCH = 1.3
@@ -37,6 +36,16 @@ def _sync(how: Bench) -> None:
         torch.cuda.synchronize()
 
 
+def _load(how: Bench, loop: Loop, transfer: int, host: torch.Tensor, device: torch.Tensor) -> float:
+    """Seconds of a copy of slots from the host to the device."""
+    _sync(how)
+    loop.engine.drain()
+    begun = loop.now()
+    loop.engine.load(transfer, host, device)
+    loop.engine.wait(transfer)
+    return loop.now() - begun
+
+
 def switch(how: Bench, shape: Shape, ceiling: float) -> list[dict[str, Any]]:
     """Loads of adapters into scattered device slots, one at a time, nothing else going on."""
     found = []
@@ -48,11 +57,7 @@ def switch(how: Bench, shape: Shape, ceiling: float) -> list[dict[str, Any]]:
         generator, times = torch.Generator().manual_seed(0), []
         for number in range(2 if how.dry else 12):
             order = torch.randperm(4 * slots, generator=generator)[:slots] + 1
-            _sync(how)
-            begun = loop.now()
-            loop.engine.load(number, adapter.host_payload, order.sort().values)
-            loop.engine.wait(number)
-            times.append(loop.now() - begun)
+            times.append(_load(how, loop, number, adapter.host_payload, order.sort().values))
         size = slots * loop.host.slot_bytes
         seconds = statistics.median(times[1:])
         one = {"rank": rank, "slots": slots, "bytes": size, "seconds": seconds}
@@ -69,13 +74,13 @@ def overlap(how: Bench, shape: Shape) -> dict[str, Any]:
     history = _tokens(context, shape.vocab, "history")
     results: dict[str, list[float]] = {"device": [], "host": [], "copy_alone": []}
 
-    def serve(name: str, tokens: array[int], adapter: str) -> Job:
+    def serve(name: str, tokens: array[int]) -> float:
         _sync(how)
-        job = Job(name, adapter, tokens, 2, 0.0)
+        job = Job(name, "a", tokens, 2, 0.0)
         loop.run([job])
-        return job
+        return job.ttft
 
-    serve("first", history, "a")
+    serve("first", history)
     for number in range(2 if how.dry else 8):
         turn = history + _tokens(new, shape.vocab, f"turn {number}")
         for where in ("device", "host"):
@@ -88,17 +93,11 @@ def overlap(how: Bench, shape: Shape) -> dict[str, Any]:
                         raise RuntimeError("the history was not backed up within 30 s")
                 loop.executor.run(loop.manager.evict(size))
                 loop.driver.book_ended(loop.driver.finished(), follower=False)
-            job = serve(f"{where} {number}", job_tokens, "a")
-            results[where].append(job.ttft)
+            results[where].append(serve(f"{where} {number}", job_tokens))
     moved = (context + adapter_slots) * loop.host.slot_bytes
     host = torch.arange(context + adapter_slots)
     for number in range(2 if how.dry else 8):
-        _sync(how)
-        begun = loop.now()
-        loop.engine.drain()
-        loop.engine.load(10**6 + number, host, host + 1)
-        loop.engine.wait(10**6 + number)
-        results["copy_alone"].append(loop.now() - begun)
+        results["copy_alone"].append(_load(how, loop, 10**6 + number, host, host + 1))
     seconds = {name: statistics.median(values[1:]) for name, values in results.items()}
     hidden = 1 - (seconds["host"] - seconds["device"]) / seconds["copy_alone"]
     return {"context": context, "new": new, "bytes": moved, "seconds": seconds, "copy_hidden": hidden}
@@ -130,10 +129,7 @@ def burst(how: Bench, shape: Shape) -> dict[str, Any]:
             tokens = _tokens(prompt, shape.vocab, f"burst {len(jobs)}")
             jobs.append(Job(f"r{len(jobs)}", f"a{rng.randrange(adapters)}", tokens, answer, at))
             at += rng.expovariate(rate)
-        parts = [
-            [job for job in jobs if job.arrived < seconds],
-            [job for job in jobs if job.arrived >= seconds],
-        ]
+        parts = [[job for job in jobs if (job.arrived < seconds) == first] for first in (True, False)]
         loop.run(jobs)
         if loop.leaks():
             raise RuntimeError(f"{loop.leaks()} device slots are lost")
@@ -146,6 +142,34 @@ def burst(how: Bench, shape: Shape) -> dict[str, Any]:
             for count, part in zip((few, 2 * few), parts, strict=True)
         } | {"adapter_loads": loop.driver.stats.adapter_loads, "demotions": loop.driver.stats.demoted}
     return found
+
+
+def tables(result: dict[str, Any]) -> list[reporting.Table]:
+    """The three experiments."""
+    switch = [
+        [one["rank"], one["slots"], f"{one['bytes'] / 2**20:.1f}", f"{1e3 * one['seconds']:.2f}", f"{one['ratio']:.2f}"]
+        for one in result["switch"]
+    ]  # fmt: skip
+    overlap = result["overlap"]
+    hidden = [
+        [name.replace("_", " "), f"{1e3 * seconds:.1f}"] for name, seconds in overlap["seconds"].items()
+    ]
+    hidden.append(["share of the copy that computing hides", f"{overlap['copy_hidden']:.0%}"])
+    burst = [
+        [name, count, part["requests"], f"{1e3 * part['p50']:.0f}", f"{1e3 * part['most']:.0f}"]
+        for name, parts in result["burst"].items()
+        if isinstance(parts, dict)
+        for count, part in parts.items()
+        if isinstance(part, dict)
+    ]
+    first = f"First token after {overlap['context']} tokens of context, {overlap['new']} new ones"
+    bursts = ("", "adapters", "requests", "P50 ms", "most")
+    loads = ("rank", "slots", "MiB", "ms", "over bytes / link")
+    return [
+        reporting.Table("An adapter from the host to the device", loads, switch, "switch"),
+        reporting.Table(first, ("what it needs is on the", "ms"), hidden, "overlap"),
+        reporting.Table("Requests to half of the adapters, then to all", bursts, burst, "loop-burst"),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,15 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "switch": switch(how, shape, ceilings["to_device_bytes_s"]), "overlap": overlap(how, shape),
             "burst": burst(how, shape),
         }  # fmt: skip
-    aims = [
-        reporting.Aim.at_most(
-            f"switch of a rank {one['rank']} adapter over bytes / link", one["ratio"], AIM_SWITCH
-        )
-        for one in result["switch"]
-    ]
-    tables.finish(
-        args.json, title, tables.loop(result), [] if how.dry else aims, result, hardware(how.device)
-    )
+    name = "switch of a rank {rank} adapter over bytes / link"
+    aims = [reporting.Aim.at_most(name.format(**one), one["ratio"], AIM_SWITCH) for one in result["switch"]]
+    finish(args.json, title, tables(result), aims, result, how.device)
     return 0
 
 

@@ -1,18 +1,23 @@
-"""Timing on a GPU: graph replays between events, and the ceilings that times are judged by."""
+"""What the GPU scripts share: times of graph replays, the ceilings that they are judged by, and the form of results."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from elora_sglang.eval.support import reporting
+
 #: Replays that are not counted, and that are.
 WARM, MEASURED = 3, 15
+DRY = "a dry run: these times mean nothing"
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def dry_run_parser(module: str, about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def hardware(device: torch.device) -> dict[str, object]:
+def _hardware(device: torch.device) -> dict[str, object]:
     """The card and the versions that matter for a kernel."""
     import triton
 
@@ -97,3 +102,20 @@ def hardware(device: torch.device) -> dict[str, object]:
         properties = torch.cuda.get_device_properties(device)
         found |= {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30)}
     return found
+
+
+def finish(
+    path: Path,
+    title: str,
+    tables: Sequence[reporting.Table],
+    aims: Sequence[reporting.Aim],
+    data: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Print the tables and aims, and write the JSON that ``report`` reads. A dry run has no aims."""
+    dry = bool(data.get("dry_run"))
+    judged, title = ([], f"{title} ({DRY})") if dry else (aims, title)
+    result = reporting.as_json(tables, judged, {"title": title, **data}, _hardware(device))
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    reporting.show(tables, judged)
+    print(DRY if dry else f"written to {path.name}")

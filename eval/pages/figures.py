@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: One colour a system, the same in all figures; others take grey.
+#: One colour a system or way, the same in all figures; others take grey.
 COLOURS = {
     "stock": "#8c8c8c", "stock-overlap": "#bdbdbd", "hicache": "#4c78a8", "vllm": "#72b7b2", "vllm-offload": "#3a8f8a",
     "s-lora": "#b279a2", "static": "#e7ba52", "lru": "#d67195", "lfu": "#c49c94", "paper": "#54a24b",
-    "elora": "#e45756", "clairvoyant": "#222222",
+    "elora": "#e45756", "clairvoyant": "#222222", "to the device": "#e45756", "to the host": "#4c78a8",
 }  # fmt: skip
 USES = {"adapters": "#e45756", "kv": "#4c78a8", "running": "#72b7b2", "free": "#eeeeee"}
 
 
 def colour(name: str) -> str:
-    """Of a system."""
+    """Of a system or way."""
     return COLOURS.get(name, "#999999")
 
 
@@ -28,6 +28,11 @@ def _axes(x: str = "", y: str = "", *, width: float = 7.0, height: float = 3.6, 
     axes = Figure(figsize=(width, height), dpi=120, layout="constrained").subplots()
     axes.set(xlabel=x, ylabel=y, **more)
     return axes
+
+
+def _line(axes: Axes, at: float, color: str = "black", linestyle: str = "-", label: str = "") -> None:
+    """What values are compared with, all along the other axis."""
+    axes.axhline(at, color=color, linestyle=linestyle, linewidth=1, label=label)
 
 
 def _drawn(axes: Axes, *, legend: bool = True, **how: Any) -> Figure:
@@ -46,40 +51,48 @@ def _spread(groups: Iterable[Sequence[float]]) -> tuple[list[float], list[list[f
     return means, [[mean - min(group) for mean, group in pairs], [max(group) - mean for mean, group in pairs]]
 
 
+def _bars(axes: Axes, systems: dict[str, Any], values: Sequence[float]) -> None:
+    axes.bar(list(systems), values, color=[colour(name) for name in systems])
+    axes.tick_params(axis="x", rotation=30)
+
+
 def ttft_bars(systems: dict[str, Any]) -> Figure:
     """Mean TTFT with P99 as a mark, by system; a logarithmic axis."""
     axes = _axes(y="TTFT, ms", yscale="log")
-    names = list(systems)
-    means, tails = ([1000 * systems[name]["ttft"][key] for name in names] for key in ("mean", "p99"))
-    axes.bar(names, means, color=[colour(name) for name in names])
-    axes.plot(names, tails, "k_", markersize=14, label="P99")
-    axes.tick_params(axis="x", rotation=30)
+    means, tails = ([1000 * one["ttft"][key] for one in systems.values()] for key in ("mean", "p99"))
+    _bars(axes, systems, means)
+    axes.plot(list(systems), tails, "k_", markersize=14, label="P99")
     return _drawn(axes, fontsize=10)
 
 
 def restore_bars(systems: dict[str, Any], bound: float | None) -> Figure:
     """Seconds to restore by system, with the lower bound as a line."""
     axes = _axes(y="seconds to restore")
-    axes.bar(
-        list(systems),
-        [one["restore_s"] for one in systems.values()],
-        color=[colour(name) for name in systems],
-    )
+    _bars(axes, systems, [one["restore_s"] for one in systems.values()])
     if bound is not None:
-        axes.axhline(bound, color="black", linestyle="--", linewidth=1, label="no policy is below")
-    axes.tick_params(axis="x", rotation=30)
+        _line(axes, bound, linestyle="--", label="no policy is below")
     return _drawn(axes, legend=bound is not None, fontsize=10)
+
+
+#: By label: the points of a line, x beside y.
+Lines = dict[str, Iterable[tuple[Any, float]]]
+
+
+def _plotted(axes: Axes, lines: Lines, style: str = "-", *, coloured: bool = True) -> Axes:
+    for name, points in lines.items():
+        shade = colour(name) if coloured else None
+        axes.plot(*zip(*points, strict=True), style, markersize=3, label=name, color=shade)
+    return axes
 
 
 def ttft_cdf(systems: dict[str, Any]) -> Figure | None:
     """Share of requests whose first token came within so many seconds."""
-    drawn = {name: one["series"]["ttft_percentiles"] for name, one in systems.items() if "series" in one}
-    if not drawn:
-        return None
-    axes = _axes("TTFT, ms", "% of requests", xscale="log")
-    for name, percentiles in drawn.items():
-        axes.plot([max(1000 * s, 0.1) for s in percentiles], range(101), color=colour(name), label=name)
-    return _drawn(axes)
+    lines: Lines = {
+        name: [(max(1000 * s, 0.1), share) for share, s in enumerate(one["series"]["ttft_percentiles"])]
+        for name, one in systems.items()
+        if "series" in one
+    }
+    return _drawn(_plotted(_axes("TTFT, ms", "% of requests", xscale="log"), lines)) if lines else None
 
 
 def memory(series: dict[str, Any]) -> Figure:
@@ -154,11 +167,12 @@ def curve(points: Sequence[dict[str, Any]]) -> Figure | None:
     """Mean TTFT over rate by system, simulated; a line ends where a system was overloaded."""
     if not points:
         return None
-    axes = _axes("turns a second", "mean TTFT, ms", yscale="log")
-    for name in dict.fromkeys(point["system"] for point in points):
-        mine = sorted((p["rate"], 1000 * p["ttft"]["mean"]) for p in points if p["system"] == name)
-        axes.plot(*zip(*mine, strict=True), color=colour(name), label=name, marker="o", markersize=3)
-    axes.axhline(500, color="black", linestyle="--", linewidth=1)
+    lines: Lines = {
+        name: sorted((p["rate"], 1000 * p["ttft"]["mean"]) for p in points if p["system"] == name)
+        for name in dict.fromkeys(point["system"] for point in points)
+    }
+    axes = _plotted(_axes("turns a second", "mean TTFT, ms", yscale="log"), lines, "-o")
+    _line(axes, 500, linestyle="--")
     return _drawn(axes)
 
 
@@ -179,37 +193,20 @@ def peaks(scenes: Sequence[dict[str, Any]]) -> Figure | None:
     return _drawn(axes, ncols=len(names))
 
 
-def share_bars(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure | None:
-    """A table of "value ± width" cells (or "value") as grouped bars, one group a row."""
+def table_bars(header: Sequence[str], rows: Sequence[Sequence[str]], start: float) -> Figure | None:
+    """A table of "value" or "value ± width" cells as bars that begin at ``start``, one group a row.
 
-    def read(cell: str) -> tuple[float, float]:
-        value, _, width = cell.partition(" ± ")
-        return float(value), float(width or 0.0)
-
-    return _grouped_bars(header, rows, read, start=0.0)
-
-
-def ratio_bars(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Figure | None:
-    """A table of ratios as grouped bars around 1, one group a row; an empty cell is 1."""
-    return _grouped_bars(header, rows, lambda cell: (float(cell or 1.0), 0.0), start=1.0)
-
-
-def _grouped_bars(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    read: Callable[[str], tuple[float, float]],
-    *,
-    start: float,
-) -> Figure | None:
-    """Bars that begin at ``start``. ``read``: value of a cell, and half the width of its interval."""
+    An empty cell is ``start``.
+    """
     if not rows:
         return None
     axes = _axes(header[0], width=8.0, height=1.0 + 0.32 * len(rows))
     height = 0.8 / (len(header) - 1)
     for place, label in enumerate(header[1:]):
-        values, widths = zip(*(read(row[place + 1]) for row in rows), strict=True)
+        cells = [row[place + 1].partition(" ± ") for row in rows]
+        lengths = [float(value or start) - start for value, _, _ in cells]
+        widths = [float(width or 0.0) for _, _, width in cells]
         places = [-(y + place * height) for y in range(len(rows))]
-        lengths = [value - start for value in values]
         axes.barh(places, lengths, height, left=start, xerr=widths, label=label)
     axes.set_yticks([-(y + 0.4 - height / 2) for y in range(len(rows))], [row[0] for row in rows], fontsize=7)
     axes.axvline(start, color="black", linewidth=1)
@@ -220,28 +217,31 @@ def bandwidth(batches: Sequence[dict[str, Any]], ceiling: float) -> Figure | Non
     """Share of the copy bandwidth that LoRA kernels reach, over the distinct adapters of a batch."""
     if not batches:
         return None
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for one in batches:
+        share = 100 * one["bytes"] / one["seconds"] / ceiling
+        lines.setdefault(one["load"].partition(" of ")[2], []).append((one["distinct"], share))
     axes = _axes("distinct adapters in the batch", "% of the copy bandwidth")
-    for kind in dict.fromkeys(one["load"].partition(" of ")[2] for one in batches):
-        mine = [one for one in batches if one["load"].partition(" of ")[2] == kind]
-        shares = [100 * one["bytes"] / one["seconds"] / ceiling for one in mine]
-        axes.plot([one["distinct"] for one in mine], shares, "o", markersize=3, label=kind)
     axes.set_xscale("log", base=2)
-    return _drawn(axes)
+    return _drawn(_plotted(axes, {**lines}, "o", coloured=False))
 
 
 def over_slots(batches: Sequence[dict[str, Any]]) -> Figure | None:
     """Time of the paged kernels over those on slot buffers; None where nothing was compared."""
-    peers = {"csgmv": "slot_buffer_seconds", "SegmentGEMM": "segment_gemm_seconds"}
-    drawn = {name: key for name, key in peers.items() if any(one[key] for one in batches)}
-    if not drawn:
+    peers = {"over csgmv": "slot_buffer_seconds", "over SegmentGEMM": "segment_gemm_seconds"}
+    lines: Lines = {
+        name: [
+            (f"{one['load']}\n{one['rows']} rows, skew {one['skew']:g}", one["seconds"] / one[key])
+            for one in batches
+            if one[key]
+        ]
+        for name, key in peers.items()
+        if any(one[key] for one in batches)
+    }
+    if not lines:
         return None
     axes = _axes(y="time of the paged kernels", width=8.0, height=4.2)
-    for name, key in drawn.items():
-        mine = [one for one in batches if one[key]]
-        labels = [f"{one['load']}\n{one['rows']} rows, skew {one['skew']:g}" for one in mine]
-        times = [one["seconds"] / one[key] for one in mine]
-        axes.plot(labels, times, "o", markersize=3, label=f"over {name}")
-    axes.axhline(1.0, color="black", linewidth=1)
+    _line(_plotted(axes, lines, "o", coloured=False), 1.0)
     axes.tick_params(axis="x", rotation=90, labelsize=5)
     return _drawn(axes)
 
@@ -251,14 +251,12 @@ def copies(found: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> Figur
     if not found:
         return None
     axes = _axes("MiB", "GB/s")
-    for way, ceiling, shade in (
-        ("to the device", "to_device_bytes_s", "#e45756"), ("to the host", "to_host_bytes_s", "#4c78a8"),
-    ):  # fmt: skip
+    axes.set_xscale("log", base=2)
+    for way, ceiling in (("to the device", "to_device_bytes_s"), ("to the host", "to_host_bytes_s")):
         best: dict[float, float] = {}
         for one in (one for one in found if one["way"] == way):
             size = one["bytes"] / 2**20
             best[size] = max(best.get(size, 0.0), one["bytes"] / one["seconds"] / 1e9)
-        axes.plot(*zip(*sorted(best.items()), strict=True), color=shade, marker="o", markersize=3, label=way)
-        axes.axhline(ceilings[ceiling] / 1e9, color=shade, linestyle="--", linewidth=1)
-    axes.set_xscale("log", base=2)
+        _plotted(axes, {way: sorted(best.items())}, "-o")
+        _line(axes, ceilings[ceiling] / 1e9, color=colour(way), linestyle="--")
     return _drawn(axes)

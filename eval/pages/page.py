@@ -71,8 +71,8 @@ DRAWN: dict[str, Callable[[dict[str, Any], Any, Any], list[Drawn]]] = {
     "centre": lambda data, *_: [
         (figures.curve(data["reproduction"]["centre"][0]["curve"]), "Mean TTFT over rate; the limit as a line", "")
     ],
-    "ablations": lambda _, *table: [(figures.ratio_bars(*table), "Mean TTFT without a part", "")],
-    "gap": lambda _, *table: [(figures.share_bars(*table), "Share of the gap closed", "")],
+    "ablations": lambda _, head, rows: [(figures.table_bars(head, rows, 1.0), "Mean TTFT without a part", "")],
+    "gap": lambda _, head, rows: [(figures.table_bars(head, rows, 0.0), "Share of the gap closed", "")],
     "lora-kernels": lambda data, *_: [
         (figures.bandwidth(data["lora"], data["ceilings"]["copy_bytes_s"]), _LORA, " lora"),
         (figures.over_slots(data["lora"]), "Time over kernels on slot buffers", " peers"),

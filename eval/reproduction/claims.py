@@ -37,41 +37,23 @@ def claim_id(what: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
 
 
-def mean_ttft(figures: dict[str, Any]) -> float:
-    """Seconds."""
-    return float(figures["ttft"]["mean"])
+def _metric(of: str, which: str) -> Metric:
+    return lambda figures: float(figures[of][which])
 
 
-def p99_ttft(figures: dict[str, Any]) -> float:
-    """Seconds."""
-    return float(figures["ttft"]["p99"])
-
-
-def mean_tpot(figures: dict[str, Any]) -> float:
-    """Seconds."""
-    return float(figures["tpot"]["mean"])
+#: In seconds.
+mean_ttft, p99_ttft, mean_tpot = _metric("ttft", "mean"), _metric("ttft", "p99"), _metric("tpot", "mean")
 
 
 def ratios(results: Iterable[dict[str, Any]], base: str, metric: Metric) -> list[float]:
-    """ELORA over ``base`` at each load of each scene."""
-    found = []
-    for one in results:
-        pairs: dict[float, dict[str, float]] = {}
-        for cell in one["cells"]:
-            if cell["of"] == base and cell["system"] in (base, "elora"):
-                pairs.setdefault(cell["load"], {})[cell["system"]] = metric(cell["figures"])
-        found += [pair["elora"] / pair[base] for pair in pairs.values() if pair.get(base)]
-    return found
-
-
-def over_resident(results: Iterable[dict[str, Any]], metric: Metric) -> list[float]:
-    """ELORA over the same with memory for everything, at each load of each baseline of each scene."""
+    """ELORA over ``base`` at each of its loads of each scene; over :data:`RESIDENT` at those of each baseline."""
     found = []
     for one in results:
         times: dict[tuple[str, float], dict[str, float]] = {}
         for cell in one["cells"]:
             times.setdefault((cell["of"], cell["load"]), {})[cell["system"]] = metric(cell["figures"])
-        found += [pair["elora"] / pair[RESIDENT] for pair in times.values() if RESIDENT in pair]
+        mine = (at for (of, _), at in times.items() if base in (of, RESIDENT))
+        found += [at["elora"] / at[base] for at in mine if at.get(base)]
     return found
 
 
@@ -100,11 +82,14 @@ def without(results: Results, system: str) -> list[float]:
 # -- one text from many figures --------------------------------------------------------------------
 
 
+def _told(found: Sequence[float], shape: str) -> str:
+    """Mean, least and most; ``shape``: how they are shown."""
+    return shape.format(statistics.fmean(found), min(found), max(found)) if found else "not run"
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean, least and most in percent; "not run" for none."""
-    if not values:
-        return "not run"
-    return f"{statistics.fmean(values):+.1f} % ({min(values):+.1f} to {max(values):+.1f})"
+    return _told(values, "{:+.1f} % ({:+.1f} to {:+.1f})")
 
 
 def _change(found: Sequence[float]) -> str:
@@ -113,10 +98,6 @@ def _change(found: Sequence[float]) -> str:
 
 def _over(base: str, metric: Metric, kind: str = "grid") -> Callable[[Results], str]:
     return lambda results: _change(ratios(results[kind], base, metric))
-
-
-def _limit(kind: str) -> Callable[[Results], str]:
-    return lambda results: _change(over_resident(results[kind], mean_ttft))
 
 
 def _peak(base: str, kind: str = "grid") -> Callable[[Results], str]:
@@ -128,13 +109,7 @@ def _invalid(base: str, kind: str = "grid") -> Callable[[Results], str]:
 
 
 def _without(system: str) -> Callable[[Results], str]:
-    def ours(results: Results) -> str:
-        found = without(results, system)
-        if not found:
-            return "not run"
-        return f"{statistics.fmean(found):.2f}x ({min(found):.2f} to {max(found):.2f})"
-
-    return ours
+    return lambda results: _told(without(results, system), "{:.2f}x ({:.2f} to {:.2f})")
 
 
 def _terms(results: Results) -> str:
@@ -184,7 +159,11 @@ CLAIMS = (
 #: What the paper does not compare with, or not under these conditions, and the field asks for.
 BEYOND = (
     *(
-        Claim(f"mean TTFT over a server with memory for everything, {where}", "not compared", _limit(kind))
+        Claim(
+            f"mean TTFT over a server with memory for everything, {where}",
+            "not compared",
+            _over(RESIDENT, mean_ttft, kind),
+        )
         for kind, where in (("grid", "the grid"), ("scarce", _LESS), ("many", _MANY))
     ),
     *_against("vllm-split", "a fixed split for adapters, not tuned", paper=_VLLM),

@@ -7,14 +7,14 @@ samples of sessions are drawn, so what is reported has an interval over sessions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import systems
-from elora_sglang.eval.sim.bound import lower_bound
 from elora_sglang.eval.sim.future import foresee
-from elora_sglang.eval.sim.run import simulate
+from elora_sglang.eval.sim.study import Job, Study, run_one
 from elora_sglang.eval.sim.traffic import HintQuality
 from elora_sglang.eval.support import estimates
 from elora_sglang.eval.workloads import description
@@ -53,30 +53,18 @@ def measure(trace: Path, memory: float, host: float | None, number: int) -> dict
     found = description.measure(workload, BLOCK)
     if found is None:
         raise ValueError(f"{trace}: sample {number} has no sessions; give a longer trace")
-    slots = {a.name: machine.adapter_slots(a.rank, BLOCK) for a in workload.header.adapters}
-    device = int(memory * (found.distinct_tokens // BLOCK + sum(slots.values())))
+    adapters = sum(machine.adapter_slots(one.rank, BLOCK) for one in workload.header.adapters)
+    device = int(memory * (found.distinct_tokens // BLOCK + adapters))
     host_slots = ENDLESS if host is None else int(host * device)
-    future = foresee(workload, BLOCK)
-    sizes: dict[str, Any] = {"device_slots": device, "host_slots": host_slots, "warmup_s": WARMUP_S}
+    study = Study(workload, machine, BLOCK, WARMUP_S, HintQuality(), foresee(workload, BLOCK))
     kept = ("restore_s", "ttft", "kv_hits", "refused", "requests")
     runs: dict[str, Any] = {}
-    for name, recall, false in (
-        *((name, 0.0, 0.0) for name in POLICIES),
-        *(("elora", *hint) for hint in HINTS[1:]),
-    ):
-        quality = HintQuality(recall, false, seed=1)
-        values = simulate(
-            workload,
-            systems.systems()[name],
-            machine,
-            block_tokens=BLOCK,
-            hints=quality,
-            future=future,
-            **sizes,
-        ).figures
-        runs[label(name, recall, false)] = {key: values[key] for key in kept}
-    bound = lower_bound(future, machine.costs(BLOCK), slots, **sizes)
-    about = {"memory": memory, "host": host, "sample": number, "device_slots": device, "bound_s": bound.least}
+    for name, hint in (*((name, HINTS[0]) for name in POLICIES), *(("elora", hint) for hint in HINTS[1:])):
+        hinted = replace(study, hints=HintQuality(*hint, seed=1))
+        values = run_one(hinted, Job(name, (), device, host_slots, ""))
+        runs[label(name, *hint)] = {key: values[key] for key in kept}
+    bound = study.bound(device, host_slots).least
+    about = {"memory": memory, "host": host, "sample": number, "device_slots": device, "bound_s": bound}
     return {**about, "systems": runs}
 
 

@@ -107,20 +107,14 @@ class Scene:
         """
         if name == RESIDENT:
             return replace(self, memory=PLENTY).serve("elora", rate, turns, seed, limit_s)
-        machine, sizes = self._sizes()
+        machine, (device, host) = self._sizes()
         warmup_s = self.warmup_s(rate, turns)
+        limit = None if limit_s is None else Limit(limit_s, warmup_s, turns)
         return simulate(
-            self.traffic(rate, turns, seed),
-            systems.systems()[name],
-            machine,
-            block_tokens=self.block_tokens,
-            device_slots=sizes[0],
-            host_slots=sizes[1],
-            warmup_s=warmup_s,
-            until_s=warmup_s + turns / rate,
-            limit=None if limit_s is None else Limit(limit_s, warmup_s, turns),
+            self.traffic(rate, turns, seed), systems.systems()[name], machine, block_tokens=self.block_tokens,
+            device_slots=device, host_slots=host, warmup_s=warmup_s, until_s=warmup_s + turns / rate, limit=limit,
             **knobs,
-        ).figures
+        ).figures  # fmt: skip
 
     def mean_ttft(self, name: str, rate: float, turns: int, limit_s: float, **knobs: Any) -> float:
         """Seconds on the training workload; infinite above ``limit_s``, and where a request was refused."""
@@ -146,12 +140,11 @@ def peak_of(
     scene: Scene, name: str, start: float, turns: Turns, stride: float = STRIDE, **knobs: Any
 ) -> peak.Peak:
     """The peak load of a system on the training workload."""
-    return peak.find(
-        lambda rate: scene.mean_ttft(name, rate, turns.search, peak.LIMIT_S, **knobs),
-        start,
-        precise=PRECISE,
-        stride=stride,
-    )
+
+    def seconds(rate: float) -> float:
+        return scene.mean_ttft(name, rate, turns.search, peak.LIMIT_S, **knobs)
+
+    return peak.find(seconds, start, precise=PRECISE, stride=stride)
 
 
 def best_knobs(scene: Scene, name: str, rate: float, turns: Turns) -> dict[str, Any]:

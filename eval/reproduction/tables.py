@@ -8,6 +8,7 @@ from typing import Any
 
 from elora_sglang.eval.reproduction import claims, gap, plan, reasons
 from elora_sglang.eval.reproduction.claims import Results, mean_ttft
+from elora_sglang.eval.reproduction.scene import RESIDENT
 from elora_sglang.eval.sim.systems import WITHOUT
 from elora_sglang.eval.support.reporting import Table
 
@@ -62,7 +63,7 @@ def _scene(scene: dict[str, Any]) -> str:
 
 def _scene_row(one: dict[str, Any]) -> list[str]:
     peaks = [one["peaks"].get(name) for name in (*SHOWN, "elora")]
-    limit = claims.over_resident([one], mean_ttft)
+    limit = claims.ratios([one], RESIDENT, mean_ttft)
     invalid = [claims.invalid_kv([one], base) for base in ("vllm", "vllm-split")]
     return [
         *("" if peak is None else f"{peak['rate']:.2f}" for peak in peaks),

@@ -52,7 +52,8 @@ class Study:
         )  # fmt: skip
 
 
-def _work(study: Study, job: Job) -> dict[str, Any]:
+def run_one(study: Study, job: Job) -> dict[str, Any]:
+    """Figures of one job, with the seconds it took."""
     begun = time.perf_counter()
     found = simulate(
         study.workload,
@@ -90,7 +91,7 @@ def run_all(study: Study, jobs: list[Job], processes: int) -> dict[Job, dict[str
     """Figures of every job, with the seconds it took. ``processes``: how many work at once."""
     labels = [job.system for job in jobs]
     found = pool.compute(
-        lambda number: _work(study, jobs[number]), labels, range(len(jobs)), processes, "run"
+        lambda number: run_one(study, jobs[number]), labels, range(len(jobs)), processes, "run"
     )
     return {jobs[number]: figures for number, figures in found.items()}
 

@@ -26,7 +26,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from typing import Any
 
 from elora_sglang.eval.support import estimates, reporting
@@ -94,19 +93,17 @@ def _summary(seconds: Sequence[float]) -> dict[str, float]:
     return {"mean_ms": 1000 * mean, "p50_ms": 1000 * p50, "p99_ms": 1000 * p99, "max_ms": 1000 * most}
 
 
-def serve(pipe: Connection, policy: str, nodes: int, iterations: int) -> None:
-    """Process entry point: answers the figures, or why there are none."""
-    try:
-        pipe.send(measure(grow(policy, nodes), iterations))
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+def grown_and_measured(policy: str, nodes: int, iterations: int) -> dict[str, Any]:
+    """:func:`measure` of a life that :func:`grow` gives."""
+    return measure(grow(policy, nodes), iterations)
 
 
 def in_a_process(policy: str, nodes: int, iterations: int) -> dict[str, Any]:
-    """:func:`measure` in a process of its own. Raises ``SystemExit`` with the reason if it fails."""
+    """The same in a process of its own. Raises ``SystemExit`` with the reason if it fails."""
     started = time.perf_counter()
-    child = process.Child(serve, policy, nodes, iterations)
-    found = child.answer(600 + nodes / SLOWEST_GROWTH + iterations)
+    child = process.Child(policy, 600 + nodes / SLOWEST_GROWTH + iterations)
+    child.order(grown_and_measured, policy, nodes, iterations)
+    found = child.answer()
     child.close()
     if not isinstance(found, dict):
         raise SystemExit(f"micro: an iteration under {policy} at {nodes} nodes: {found}")
@@ -146,17 +143,8 @@ def table(results: Sequence[dict[str, Any]]) -> reporting.Table:
     columns = [(part, which) for part in ("total", "deciding") for which in ("p50", "p99", "max")]
     columns += [(f"{part}_cpu", "p99") for part in ("total", "deciding")]
     header = [
-        "policy",
-        "nodes",
-        "all P50 ms",
-        "P99",
-        "max",
-        "deciding P50",
-        "P99",
-        "max",
-        "CPU P99: all",
-        "deciding",
-    ]
+        "policy", "nodes", "all P50 ms", "P99", "max", "deciding P50", "P99", "max", "CPU P99: all", "deciding",
+    ]  # fmt: skip
     rows = [
         [r["policy"], r["nodes"], *(f"{r[part][f'{which}_ms']:.2f}" for part, which in columns)]
         for r in results

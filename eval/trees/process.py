@@ -1,7 +1,8 @@
-"""Processes that measure: each holds its trees, answers orders through a pipe, and prints nothing of SGLang's."""
+"""Processes that measure: each holds its trees, does what it is asked, and prints nothing of SGLang's."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import multiprocessing
@@ -16,39 +17,52 @@ MODULES = ("elora_sglang.integration.cache.wiring", "sglang.srt.mem_cache.unifie
 
 
 class Child:
-    """A process that runs ``serve(pipe, *args)``."""
+    """A process that calls functions, one after the other; what they keep in their modules stays with it.
 
-    def __init__(self, serve: Callable[..., None], *args: Any) -> None:
+    Args:
+        name: for messages.
+        patience_s: longest time to an answer.
+    """
+
+    def __init__(self, name: str, patience_s: float) -> None:
+        self.name, self._patience_s = name, patience_s
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(MODULES))
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_quiet, args=(serve, theirs, *args), daemon=True)
-        self.process.start()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
         theirs.close()
 
-    def order(self, *what: Any) -> None:
-        """Send an order; :meth:`answer` waits for what comes back."""
-        self._pipe.send(what)
+    def order(self, work: Callable[..., object], *args: Any) -> None:
+        """Have ``work(*args)`` called; :meth:`answer` waits for what it returns."""
+        self._pipe.send((work, args))
 
-    def answer(self, patience_s: float) -> Any:
-        """What the process answers; a text of its own if it ended or does not answer in time."""
+    def answer(self) -> Any:
+        """What the process answers; a text if the call failed, the process ended, or none comes in time."""
         try:
-            return self._pipe.recv() if self._pipe.poll(patience_s) else "no answer"
+            return self._pipe.recv() if self._pipe.poll(self._patience_s) else "no answer"
         except EOFError:
-            self.process.join(10)
-            return f"its process ended with status {self.process.exitcode}"
+            self._process.join(10)
+            return f"its process ended with status {self._process.exitcode}"
 
     def close(self) -> None:
         """End the process."""
-        self.process.terminate()
-        self.process.join()
+        self._process.terminate()
+        self._process.join()
 
 
-def _quiet(serve: Callable[..., None], pipe: Connection, *args: Any) -> None:
+def _serve(pipe: Connection) -> None:
     os.dup2(2, 1)  # whatever SGLang prints must not end up in a JSON report
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    serve(pipe, *args)
+    with contextlib.suppress(EOFError):
+        while True:
+            work, args = pipe.recv()
+            try:
+                answer = work(*args)
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}".splitlines()[0]
+            pipe.send(answer)
 
 
 def freeze() -> None:

@@ -7,13 +7,11 @@ which the request shares 512 tokens, so that its match ends in the middle of the
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import time
 from array import array
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 from elora_sglang.eval.trees import caches, process
@@ -115,34 +113,28 @@ def measure_eviction(grown: Grown, calls: int) -> list[float]:
     return samples
 
 
-def grow_all(name: str, page_size: int, sizes: list[int], requests: int) -> dict[int, Grown]:
-    """Trees of all sizes. Freezes them, as SGLang does after warm-up: the collector does not walk trees."""
+#: The trees of this process, by size.
+_grown: dict[int, Grown] = {}
+
+
+def build(name: str, page_size: int, sizes: list[int], requests: int) -> str:
+    """Grow trees of all sizes in place of those that are there; returns an empty text.
+
+    Freezes them, as SGLang does after warm-up: the collector does not walk trees.
+    """
+    _grown.clear()
     gc.unfreeze()
     gc.collect()
-    grown = {size: grow(name, page_size, size, requests) for size in sizes}
+    _grown.update((size, grow(name, page_size, size, requests)) for size in sizes)
     process.freeze()
-    return grown
+    return ""
 
 
-def serve(pipe: Connection, name: str, sizes: list[int], requests: int) -> None:
-    """Process entry point: answers ``(what, size, count)`` until ``None`` comes.
+def request(size: int, count: int) -> list[float]:
+    """Seconds of the next ``count`` requests on the tree of this size."""
+    return [measure_request(_grown[size]) for _ in range(count)]
 
-    ``build`` (size: page size) replaces all trees and answers ``""`` or why it could not; ``request`` and
-    ``evict`` answer samples in seconds.
-    """
-    grown: dict[int, Grown] = {}
-    with contextlib.suppress(EOFError):
-        while (order := pipe.recv()) is not None:
-            what, size, count = order
-            if what == "request":
-                pipe.send([measure_request(grown[size]) for _ in range(count)])
-            elif what == "evict":
-                pipe.send(measure_eviction(grown[size], count))
-            else:
-                grown = {}
-                try:
-                    grown = grow_all(name, size, sizes, requests)
-                except Exception as error:
-                    pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
-                else:
-                    pipe.send("")
+
+def evict(size: int, count: int) -> list[float]:
+    """:func:`measure_eviction` on the tree of this size."""
+    return measure_eviction(_grown[size], count)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from elora_sglang.eval.gpu import kernel_bench, tables
+from elora_sglang.eval.gpu import kernel_bench, timing
 from elora_sglang.eval.pages import figures, page
 
 
@@ -40,7 +41,7 @@ def test_aims_say_what_was_met_and_what_was_not() -> None:
 
 
 def test_tables_take_the_best_size_of_a_copy_and_say_what_was_not_compared() -> None:
-    lora, copies = tables.kernels(result())
+    lora, copies = kernel_bench.tables(result())
     assert list(lora.rows[1])[-3:] == ["94%", "1.00x", "not compared"]
     assert [row[4:] for row in copies.rows] == [[1, "91%"], [1, "100%"]]
 
@@ -48,10 +49,12 @@ def test_tables_take_the_best_size_of_a_copy_and_say_what_was_not_compared() -> 
 def test_the_report_shows_what_finish_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = result()
     out = tmp_path / "kernels.json"
-    tables.finish(out, "Kernels", tables.kernels(data), kernel_bench.aims(data), data, {"gpu": "none"})
+    timing.finish(
+        out, "Kernels", kernel_bench.tables(data), kernel_bench.aims(data), data, torch.device("cpu")
+    )
     assert "MISSED" in capsys.readouterr().out
     section = page.section(out, json.loads(out.read_text()))
-    assert "gpu: none" in section.note and len(section.aims) == 5
+    assert "triton: " in section.note and len(section.aims) == 5
     assert [len(part.images) for part in section.parts] == [2, 1]
 
 

@@ -60,11 +60,7 @@ def case(
     slots = [torch.tensor(given, dtype=torch.int32, device=device) for given in (source_slots, target_slots)]
 
     def run(name: str) -> torch.Tensor:
-        module = (
-            reference
-            if name == "reference"
-            else importlib.import_module("elora_sglang.kernels.page_copy.triton_kernel")
-        )
+        module = reference if name == "reference" else importlib.import_module(KERNEL)
         poison(target)
         module.copy_rows(source, target, *slots, layers)
         if device.type == "cuda":  # host memory does not wait for a stream

@@ -13,7 +13,7 @@ from elora_sglang.eval.gpu.cases.case import Case
 from elora_sglang.kernels.paged_lora import reference
 from elora_sglang.kernels.paged_lora.segments import SegmentBatch, plan_segments
 from elora_sglang.kernels.paged_lora.tables import DeviceBatch, TableSet
-from elora_sglang.runtime.pool.layout import ModuleShape, SliceShape, plan_adapter
+from elora_sglang.runtime.pool.layout import AdapterLayout, ModuleShape, SliceShape, plan_adapter
 from elora_sglang.runtime.pool.packing import PackedAdapter
 from elora_sglang.runtime.pool.views import UnifiedPool
 
@@ -24,6 +24,29 @@ if TYPE_CHECKING:
 KERNEL = "elora_sglang.kernels.paged_lora.triton_kernel"
 
 MODULE = "module"
+
+
+def packed(
+    pool: UnifiedPool, layouts: Sequence[AdapterLayout], pages: torch.Tensor, dtype: torch.dtype
+) -> list[PackedAdapter]:
+    """Adapters of these layouts in ``pages``, taken in their order; nothing is written."""
+    found = []
+    for layout in layouts:
+        count = layout.slots // pool.page_size
+        taken, pages = pages[:count], pages[count:]
+        slots = (taken[:, None] * pool.page_size + torch.arange(pool.page_size)).flatten()
+        found.append(PackedAdapter(pool, layout, slots, dtype))
+    return found
+
+
+def place(
+    pool: UnifiedPool, dtype: torch.dtype, layer: int, tables: TableSet, module: str, widths: tuple[int, ...]
+) -> Place:
+    """Where a module of a layer lies, for the Triton kernels."""
+    k, v = (pool.byte_rows(layer, stream).view(dtype) for stream in (0, 1))
+    numbers = tables.modules
+    found: Place = importlib.import_module(KERNEL).Place(k, v, layer, numbers[module], len(numbers), widths)
+    return found
 
 
 @dataclass
@@ -65,11 +88,8 @@ class Inputs:
 
     def place(self) -> Place:
         """Where the module lies, for the Triton kernels."""
-        kernel = importlib.import_module(KERNEL)
         adapter = self.adapters[0]
-        rows = [adapter.pool.byte_rows(self.layer, stream).view(adapter.dtype) for stream in (0, 1)]
-        found: Place = kernel.Place(rows[0], rows[1], self.layer, 0, 1, self.widths)
-        return found
+        return place(adapter.pool, adapter.dtype, self.layer, self.tables, self.module, self.widths)
 
     def expected(self) -> torch.Tensor:
         """``out + LoRA(x)`` in float64, request by request, from the original matrices."""
@@ -126,23 +146,18 @@ def make_inputs(
         plan_adapter([[s]], itemsize=dtype.itemsize, row_bytes=(row_bytes, row_bytes), page_size=page_size)
         for s in shapes
     ]
-    pages = [layout.slots // page_size for layout in layouts]
-    total = sum(pages) + spare_pages
+    total = sum(layout.slots // page_size for layout in layouts) + spare_pages
     buffer = torch.zeros((2, (total + 1) * page_size, *kv_row), dtype=store)
     buffer.view(torch.uint8).random_(generator=generator)
     buffer = buffer.to(device)
     pool = UnifiedPool([buffer[0]], [buffer[1]], page_size=page_size)
-    free = 1 + (torch.randperm(total, generator=generator) if scattered else torch.arange(total))
-    adapters, matrices = [], []
-    for shape, layout, count in zip(shapes, layouts, pages, strict=True):
-        taken, free = free[:count], free[count:]
-        slots = (taken[:, None] * page_size + torch.arange(page_size)).flatten()
+    order = 1 + (torch.randperm(total, generator=generator) if scattered else torch.arange(total))
+    adapters, matrices = packed(pool, layouts, order, dtype), []
+    for shape, adapter in zip(shapes, adapters, strict=True):
         own = [
             (torch.randn(r, c, generator=generator) / max(r, c) ** 0.5).to(dtype) for r, c in shape.matrices()
         ]
-        adapter = PackedAdapter(pool, layout, slots, dtype)
         adapter.write(lambda _, own=own: {(MODULE, i): m for i, m in enumerate(own)})  # type: ignore[misc]
-        adapters.append(adapter)
         matrices.append([m.to(device) for m in own])
     count = sum(n for _, n in rows)
     x = torch.randn(count, in_features, generator=generator).to(dtype).to(device)

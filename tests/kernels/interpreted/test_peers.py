@@ -7,7 +7,7 @@ import torch
 from support import seeds
 from support.seeds import SEED
 
-from elora_sglang.eval.gpu import attention, segment_gemm
+from elora_sglang.eval.gpu import attention, peers
 from elora_sglang.eval.gpu.llama import Module
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_grouped_products_are_lora() -> None:
     seeds.draw()
     torch.manual_seed(SEED)
     module, picks = Module("qkv_proj", 24, (16, 8, 8)), [2, 0, 2, 1, 0, 2]
-    a, bs = segment_gemm.weights(module, [4, 8, 8], CPU)
+    a, bs = peers.weights(module, [4, 8, 8], CPU)
     x, out = (torch.randn(len(picks), width, dtype=torch.bfloat16) for width in (24, 32))
     right = out.double()
     for row, adapter in enumerate(picks):
@@ -89,10 +89,10 @@ def test_grouped_products_are_lora() -> None:
         right[row] += torch.cat(
             [b[adapter].double() @ h[8 * part : 8 * part + 8] for part, b in enumerate(bs)]
         )
-    segment_gemm.Product(Gemm(), picks, CPU).add(x, out, a, bs, 0.5)
+    peers.Product(Gemm(), picks, CPU).add(x, out, a, bs, 0.5)
     assert float((out.double() - right).norm() / right.norm()) < 0.02
 
 
 def test_without_a_gpu_nothing_is_compared() -> None:
-    assert segment_gemm.available().startswith("not compared")
+    assert peers.SEGMENT_GEMM.available().startswith("not compared")
     assert attention.flashinfer(SEED, CPU)["skipped"].startswith("not compared")
