@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from array import array
 from collections import defaultdict
@@ -11,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elora_sglang.eval.sim.requests import PrefixIds, Request
-from elora_sglang.eval.sim.traffic import Traffic
+from elora_sglang.eval.sim.traffic import Arrivals, Traffic
 from elora_sglang.eval.workloads.model import Workload
 
 #: Seconds a token of an answer takes, where only an answer's end says when the next turn comes.
@@ -61,21 +59,14 @@ def foresee(workload: Workload, block_tokens: int) -> Future:
     """Run through the workload without a server. Costs memory for every use of every block."""
     traffic = Traffic(workload, block_tokens)
     future = Future(traffic.ids)
-    fixed = traffic.arrivals()
-    later: list[tuple[float, int, Request]] = []
-    order = itertools.count()
-    upcoming = next(fixed, None)
-    while upcoming is not None or later:
-        if upcoming is not None and (not later or upcoming.arrived <= later[0][0]):
-            req = upcoming
-            upcoming = next(fixed, None)
-        else:
-            req = heapq.heappop(later)[2]
-        future._add(req, (req.prompt_tokens - 1) // block_tokens)
-        req.ended = req.arrived + req.answer_tokens * NOMINAL_TOKEN_S
-        following = traffic.follow_up(req)
-        if following is not None:
-            heapq.heappush(later, (following.arrived, next(order), following))
+    coming = Arrivals(traffic.arrivals())
+    while coming.next is not None:
+        for req in coming.due(coming.next):
+            future._add(req, (req.prompt_tokens - 1) // block_tokens)
+            req.ended = req.arrived + req.answer_tokens * NOMINAL_TOKEN_S
+            following = traffic.follow_up(req)
+            if following is not None:
+                coming.push(following)
     return future
 
 

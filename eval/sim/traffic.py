@@ -6,7 +6,7 @@ import heapq
 import itertools
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from elora_sglang.core.hints import Hints
@@ -148,3 +148,40 @@ class Traffic:
         name = None if index is None else self._names[index]
         rank = 0 if name is None else self.adapters[name]
         return talk.request(self.ids, name, rank, at, next(self._numbers), self._hints)
+
+
+class Arrivals:
+    """Requests that are still to come, from a stream and from sessions that go on; the earliest first."""
+
+    def __init__(self, stream: Iterable[Request]) -> None:
+        self._stream = iter(stream)
+        self._heap: list[tuple[float, int, Request]] = []
+        self._count = 0
+        self._pull()
+
+    def _pull(self) -> None:
+        req = next(self._stream, None)
+        self._streaming = req is not None
+        if req is not None:
+            self.push(req)
+            self._last = req
+
+    def push(self, req: Request) -> None:
+        """Add an arrival."""
+        self._count += 1
+        heapq.heappush(self._heap, (req.arrived, self._count, req))
+
+    @property
+    def next(self) -> float | None:
+        """When the next one arrives, as far as is known."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Request]:
+        """Take out all requests that arrived by ``now``."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            req = heapq.heappop(self._heap)[2]
+            found.append(req)
+            if self._streaming and req is self._last:
+                self._pull()
+        return found
