@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 from elora_sglang.eval.sim.requests import PrefixIds, Request
 from elora_sglang.eval.sim.traffic import Arrivals, Traffic
@@ -68,37 +66,3 @@ def foresee(workload: Workload, block_tokens: int) -> Future:
             if following is not None:
                 coming.push(following)
     return future
-
-
-class Outlook:
-    """The future as one run sees it: what is still to come, given what was served."""
-
-    def __init__(self, future: Future) -> None:
-        self._future = future
-        self._served = bytearray(len(future.times))
-        self._at_block: dict[int, int] = {}
-        self._at_adapter: dict[str, int] = {}
-        self.now = 0.0
-
-    def serve(self, rid: str) -> None:
-        """The request is being served: what it needs is not to come any more."""
-        number = self._future.numbers[rid]
-        self._served[number] = 1
-        self.now = max(self.now, self._future.times[number])
-
-    def block(self, id: int) -> float:
-        """Nominal time of the next use of a prefix; infinite if there is none."""
-        uses = self._future.uses.get(id)
-        return math.inf if uses is None else self._next(uses, self._at_block, id)
-
-    def adapter(self, name: str | None) -> float:
-        """The same of an adapter."""
-        uses = self._future.adapters.get(name) if name is not None else None
-        return math.inf if uses is None else self._next(uses, self._at_adapter, name)
-
-    def _next(self, uses: array[int], places: dict[Any, int], key: Any) -> float:
-        at, served = places.get(key, 0), self._served
-        while at < len(uses) and served[uses[at]]:
-            at += 1
-        places[key] = at
-        return self._future.times[uses[at]] if at < len(uses) else math.inf

@@ -8,7 +8,7 @@ from typing import Any
 
 from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.clairvoyant import Clairvoyant
-from elora_sglang.eval.sim.future import Future, Outlook
+from elora_sglang.eval.sim.future import Future
 from elora_sglang.eval.sim.limit import Limit
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.results import Gauges, summarize
@@ -61,9 +61,9 @@ def simulate(
     if system.name == CLAIRVOYANT:
         if future is None:
             raise ValueError("clairvoyant needs the workload's future")
-        outlook = Outlook(future)
-        cache = system.cache(setting, policy=Clairvoyant(outlook), **knobs)
-        cache.before_serving = lambda req: outlook.serve(req.rid)
+        policy = Clairvoyant(future)
+        cache = system.cache(setting, policy=policy, **knobs)
+        cache.before_serving = lambda req: policy.serve(req.rid)
     else:
         cache = system.cache(setting, **knobs)
     gauges = Gauges(cache)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from elora_sglang.core.hints import Hints
 from elora_sglang.eval.sim.requests import PrefixIds, Request
 from elora_sglang.eval.workloads.blocks import BlockKeys
-from elora_sglang.eval.workloads.model import Session, Workload, prompts, tokens
+from elora_sglang.eval.workloads.model import Adapter, Session, Workload, prompts, tokens
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,18 @@ class HintQuality:
 class _Talk:
     """A session that goes on: which turn is next, and the ids of what was said."""
 
-    def __init__(self, session: Session, keys: BlockKeys) -> None:
-        self.session = session
+    def __init__(self, session: Session, keys: BlockKeys, adapter: Adapter | None) -> None:
+        self.session, self._adapter = session, adapter
         self.turn = 0
         self._keys = keys.turns(session)
         self._lengths = prompts(session)
         self._known: array[int] = array("q")
         self._blocks: array[int] = array("q")
 
-    def request(
-        self, ids: PrefixIds, adapter: str | None, lora_rank: int, at: float, number: int, hints: HintQuality
-    ) -> Request:
+    def request(self, ids: PrefixIds, at: float, number: int, hints: HintQuality) -> Request:
         """Its next turn, arriving at ``at``. Mutates this and ``ids``."""
         session, turn = self.session, self.turn
+        adapter, lora_rank = (self._adapter.name, self._adapter.rank) if self._adapter else (None, 0)
         prompt_keys, whole_keys = next(self._keys)
         pieces, answer = next(self._lengths)
         known = self._shared(prompt_keys)
@@ -101,7 +100,6 @@ class Traffic:
     ) -> None:
         self._workload, self._hints = workload, hints or HintQuality()
         self._keys = BlockKeys(block_tokens)
-        self._names = [adapter.name for adapter in workload.header.adapters]
         self.adapters = {adapter.name: adapter.rank for adapter in workload.header.adapters}
         self.ids = ids if ids is not None else PrefixIds()
         self.ids.forget()
@@ -115,7 +113,8 @@ class Traffic:
         for session in self._workload.sessions():
             while later and later[0][0] <= session.start:
                 yield from self._go_on(later, order)
-            talk = _Talk(session, self._keys)
+            adapter = None if session.adapter is None else self._workload.header.adapters[session.adapter]
+            talk = _Talk(session, self._keys, adapter)
             heapq.heappush(later, (session.start, next(order), talk))
         while later:
             yield from self._go_on(later, order)
@@ -144,10 +143,7 @@ class Traffic:
         return following
 
     def _request(self, talk: _Talk, at: float) -> Request:
-        index = talk.session.adapter
-        name = None if index is None else self._names[index]
-        rank = 0 if name is None else self.adapters[name]
-        return talk.request(self.ids, name, rank, at, next(self._numbers), self._hints)
+        return talk.request(self.ids, at, next(self._numbers), self._hints)
 
 
 class Arrivals:
