@@ -38,7 +38,6 @@ class Outcome:
     busy_s: float = 0.0
     retractions: int = 0
     refused: int = 0
-    iterations: int = 0
 
 
 class Server:
@@ -56,7 +55,6 @@ class Server:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._chunked: Request | None = None
-        self._partial: list[Request] = []
         self.outcome = Outcome()
 
     def run(
@@ -88,7 +86,6 @@ class Server:
                     break
                 self.now = max(min(upcoming), self.now + 1e-6)
                 continue
-            self.outcome.iterations += 1
             for req in self._take_ended():
                 following = follow_up(req) if follow_up is not None else None
                 if following is not None and following.arrived < until:

@@ -72,7 +72,6 @@ class UnifiedCache:
         self.saves = Lane(machine.save_bytes_s, machine.latency_s)
         self.disk = Lane(machine.disk_bytes_s, machine.latency_s)
         self._flying = InFlight()
-        self.retractions = 0
         #: What was loaded for a request while it waited: KV slots, and whether its adapter.
         self._fetched: dict[str, tuple[int, bool]] = {}
         self._plan_due = 0.0
@@ -379,8 +378,6 @@ class UnifiedCache:
         self.manager.unlock(node)
         if finished:
             self.manager.finished(req.rid, node, req.hints)
-        else:
-            self.retractions += 1
         self.executor.run(self.manager.collect())
 
     # -- looking --------------------------------------------------------------------------------------
