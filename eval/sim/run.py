@@ -68,9 +68,7 @@ def simulate(
         cache = system.cache(setting, **knobs)
     gauges = Gauges(cache)
     looks = (gauges.look,) if limit is None else (gauges.look, limit.look)
-    outcome = Server(cache, *looks).run(
-        traffic.arrivals(), traffic.follow_up, math.inf if until_s is None else until_s
-    )
+    outcome = Server(cache, *looks).run(traffic, math.inf if until_s is None else until_s)
     if audit:
         cache.audit()
     figures = summarize(outcome, cache, gauges, warmup_s, by_arrival=until_s is not None)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elora_sglang.core.admission import Ask
 from elora_sglang.eval.sim.cache import Refused
-from elora_sglang.eval.sim.traffic import Arrivals
+from elora_sglang.eval.sim.traffic import Arrivals, Traffic
 
 if TYPE_CHECKING:
     from elora_sglang.eval.sim.requests import Request
@@ -57,20 +57,9 @@ class Server:
         self._chunked: Request | None = None
         self.outcome = Outcome()
 
-    def run(
-        self,
-        arrivals: Iterator[Request],
-        follow_up: Callable[[Request], Request | None] | None = None,
-        until: float = math.inf,
-    ) -> Outcome:
-        """Serve requests until none are left.
-
-        Args:
-            arrivals: in order of ``arrived``.
-            follow_up: the next turn of a request that ended, with its arrival; None where there is none.
-            until: what would arrive later does not come.
-        """
-        coming = Arrivals(itertools.takewhile(lambda req: req.arrived < until, arrivals))
+    def run(self, traffic: Traffic, until: float = math.inf) -> Outcome:
+        """Serve requests until none are left; what would arrive ``until`` or later does not come."""
+        coming = Arrivals(itertools.takewhile(lambda req: req.arrived < until, traffic.arrivals()))
         while True:
             for req in coming.due(self.now):
                 self._arrive(req)
@@ -87,7 +76,7 @@ class Server:
                 self.now = max(min(upcoming), self.now + 1e-6)
                 continue
             for req in self._take_ended():
-                following = follow_up(req) if follow_up is not None else None
+                following = traffic.follow_up(req)
                 if following is not None and following.arrived < until:
                     coming.push(following)
             for look in self._looks:

@@ -22,7 +22,7 @@ def serve(workload: Workload, *, device: int, lines: list[str] | None = None) ->
     if lines is not None:
         Recorder(cache.manager, lines.append)
     cache.place_adapters(Setting(MACHINE, 1, traffic.adapters, device, 2000))
-    outcome = Server(cache).run(traffic.arrivals(), traffic.follow_up)
+    outcome = Server(cache).run(traffic)
     cache.audit()
     return outcome, cache
 
@@ -65,6 +65,6 @@ def test_a_third_file_waits_for_the_next_pass() -> None:
     machine = changed(disk_bytes_s=1e6)
     setting = Setting(machine, 1, traffic.adapters, 400, 0)
     cache = UnifiedCache(setting, policy="lru", settings=SwapSettings())
-    outcome = Server(cache).run(traffic.arrivals(), traffic.follow_up)
+    outcome = Server(cache).run(traffic)
     firsts = sorted(req.first for req in outcome.ended)
     assert firsts[0] == firsts[1] < firsts[2] == firsts[3]
