@@ -28,34 +28,19 @@ RATES_DEVICE_TOKENS, DEVICE_TOKENS, QUICK_DEVICE_TOKENS = 10240, 16384, 8192
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand to ``python -m elora_sglang.eval``."""
     parser = subparsers.add_parser("live", help="live comparison under memory pressure, systems interleaved")
-    add = parser.add_argument
-    known = arguments.names(launch.NAMES)
+    add, default = parser.add_argument, "(default %(default)s)"
     positive, positives, count = arguments.positive, arguments.positives, arguments.count
-    listed = f"systems, by comma: {', '.join(launch.NAMES)} (default %(default)s)"
-    add("--compare", default=DEFAULT, type=known, help=listed)
+    known, listed = arguments.names(launch.NAMES), ", ".join(launch.NAMES)
+    add("--compare", default=DEFAULT, type=known, help=f"systems, by comma: {listed} {default}")
     add("--workload", choices=list(paper_traffic.SCALED), default="chat", help="traffic (default chat)")
-    add(
-        "--rates",
-        type=positives,
-        help="turns a second, by comma: every system at each of them, as they arrive",
-    )
+    asked = "turns a second, by comma: every system at each of them, as they arrive"
+    add("--rates", type=positives, help=asked)
     add("--peak", action="store_true", help="the highest rate of every system within --limit")
-    add(
-        "--limit",
-        type=positive,
-        default=0.5,
-        metavar="SECONDS",
-        help="mean TTFT at the peak (default %(default)s)",
-    )
-    add("--adapters", type=count, default=16, help="with --rates or --peak (default %(default)s)")
+    add("--limit", type=positive, default=0.5, metavar="SECONDS", help=f"mean TTFT at the peak {default}")
+    add("--adapters", type=count, default=16, help=f"with --rates or --peak {default}")
     add("--quick", action="store_true", help="one working set, one load, short runs: within 15 minutes")
     add("--ablate", action="store_true", help="also elora without each of its parts")
-    add(
-        "--ranks",
-        type=arguments.counts,
-        default=model.RANKS,
-        help="LoRA ranks, by comma (default %(default)s)",
-    )
+    add("--ranks", type=arguments.counts, default=model.RANKS, help=f"LoRA ranks, by comma {default}")
     add("--working-sets", type=positives, help="times the device memory, by comma (default 2,4; quick 2)")
     add("--loads", type=positives, help="shares of a baseline's capacity (default 0.5,0.7,0.8; quick 0.7)")
     add("--repeats", type=count, help="interleaved repeats (default 3; at rates 1)")

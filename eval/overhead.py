@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(paths)[: args.adapters]
     model = args.demo / manifest["model"]
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
-    common = (
+    common = [
         "--enable-lora",
         "--max-running-requests",
         "16",
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "40000",
         "--dtype",
         "float32",
-    )
+    ]
     seconds: dict[str, list[tuple[float, float]]] = {"stock": [], "elora": []}
     differing = compared = 0
     with TemporaryDirectory() as folder, ExitStack() as stack:

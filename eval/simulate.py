@@ -44,20 +44,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--workload", metavar="NAME", help=", ".join(GENERATORS))
     workload_arguments.add_arguments(parser)
     add, default, numbers = parser.add_argument, "(default %(default)s)", arguments.numbers
-    listed = f"systems and policies, by comma {default}"
-    chosen, machine = (
-        arguments.names(known),
-        f"machine and model: a JSON file, or one of {', '.join(machines.names())}",
-    )
-    add(
-        "--policies",
-        "--systems",
-        dest="systems",
-        type=chosen,
-        default=DEFAULT_SYSTEMS,
-        metavar="LIST",
-        help=listed,
-    )
+    chosen: dict[str, Any] = {"type": arguments.names(known), "default": DEFAULT_SYSTEMS, "metavar": "LIST"}
+    add("--policies", "--systems", dest="systems", help=f"systems and policies, by comma {default}", **chosen)
+    machine = f"machine and model: a JSON file, or one of {', '.join(machines.names())}"
     add("--profile", default="h800-llama-8b", metavar="P", help=f"{machine} {default}")
     memory = "device memory in shares of the footprint (default: the profile's)"
     add("--memory", type=numbers, metavar="LIST", help=memory)

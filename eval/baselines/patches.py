@@ -13,7 +13,7 @@ from elora_sglang.patches.base import Kind, Patch, write_manifest
 MANIFEST = Path(__file__).with_name("targets.json")
 
 _FILES = "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt"
-_HOOKS = "elora_sglang.eval.baselines"
+_HOST = "mem_cache.pool_host.mha"
 _LATE = "a CPU has no link: without a model of it every copy of the baseline would be free"
 _RECORD = "the simulator is asked what this cache was asked, in the same order (eval fidelity)"
 #: Method of SGLang's prefix cache, and the function of ``eval/baselines/record.py`` that writes its calls down.
@@ -29,83 +29,41 @@ RECORDED = {
     "reset": "reset",
 }
 _CPU = "the wheel's HiCache asks for a GPU driver and for compiled copies"
+#: Module and name of each other target, below ``sglang.srt``; its hook in ``hooks.py``, its record's name, and why.
+HOOKED = (
+    ("lora.mem_pool", "LoRAMemoryPool.load_lora_weight_to_buffer", "load_adapter", "adapter_copy", _LATE),
+    ("lora.lora_overlap_loader", "LoRAOverlapLoader.__init__", "overlap_loader", "overlap_loader", _LATE),
+    ("managers.cache_controller", "HiCacheController.__init__", "controller", "hicache_streams", _LATE),
+    ("mem_cache.pool_host.common", "alloc_with_host_register", "host_memory", "hicache_memory", _CPU),
+    (_HOST, "MHATokenToKVPoolHost.load_to_device_per_layer", "load_layer", "hicache_load", _CPU),
+    (_HOST, "MHATokenToKVPoolHost.backup_from_device_all_layer", "save_layers", "hicache_save", _CPU),
+)
 
 
-def _around(name: str, module: str, target: str, hook: str, why: str) -> Patch:
+def _patch(name: str, module: str, target: str, hook: str, why: str, kind: Kind = Kind.AROUND) -> Patch:
     return Patch(
         name=f"baseline_{name}",
         target=f"sglang.srt.{module}.{target}",
-        kind=Kind.AROUND,
-        hook=f"{_HOOKS}.{hook}",
+        kind=kind,
+        hook=f"elora_sglang.eval.baselines.{hook}",
         why=why,
         upstream=f"{_FILES}/{module.replace('.', '/')}.py",
         remove_when="comparisons run on a GPU",
     )
 
 
+_TREE, _STATE = "mem_cache.unified_radix_cache", "managers.scheduler_components.internal_state"
 PATCHES = (
-    _around(
-        "adapter_copy",
-        "lora.mem_pool",
-        "LoRAMemoryPool.load_lora_weight_to_buffer",
-        "hooks.load_adapter",
-        _LATE,
-    ),
-    _around(
-        "overlap_loader",
-        "lora.lora_overlap_loader",
-        "LoRAOverlapLoader.__init__",
-        "hooks.overlap_loader",
-        _LATE,
-    ),
-    _around(
-        "hicache_streams",
-        "managers.cache_controller",
-        "HiCacheController.__init__",
-        "hooks.controller",
-        _LATE,
-    ),
-    _around(
-        "hicache_memory",
-        "mem_cache.pool_host.common",
-        "alloc_with_host_register",
-        "hooks.host_memory",
-        _CPU,
-    ),
-    _around(
-        "hicache_load",
-        "mem_cache.pool_host.mha",
-        "MHATokenToKVPoolHost.load_to_device_per_layer",
-        "hooks.load_layer",
-        _CPU,
-    ),
-    _around(
-        "hicache_save",
-        "mem_cache.pool_host.mha",
-        "MHATokenToKVPoolHost.backup_from_device_all_layer",
-        "hooks.save_layers",
-        _CPU,
-    ),
-    Patch(
-        name="baseline_report",
-        target="sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_env_vars",
-        kind=Kind.AFTER,
-        hook=f"{_HOOKS}.state.report",
-        why="the comparison refuses a baseline whose hooks it cannot see, and reads its bytes and residency",
-        upstream=f"{_FILES}/managers/scheduler_components/internal_state.py",
-        remove_when="comparisons run on a GPU",
+    *(_patch(name, module, target, f"hooks.{hook}", why) for module, target, hook, name, why in HOOKED),
+    _patch(
+        "report", _STATE, "SchedulerInternalStateController._add_env_vars", "state.report",
+        "the comparison refuses a baseline whose hooks it cannot see, and reads its bytes and residency", Kind.AFTER,
     ),
     *(
-        _around(
-            f"record_{name}",
-            "mem_cache.unified_radix_cache",
-            f"UnifiedRadixCache.{method}",
-            f"record.{name}",
-            _RECORD,
-        )
+        _patch(f"record_{name}", _TREE, f"UnifiedRadixCache.{method}", f"record.{name}", _RECORD)
         for method, name in RECORDED.items()
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     write_manifest(PATCHES, MANIFEST)

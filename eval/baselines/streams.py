@@ -12,8 +12,7 @@ The bytes themselves are copied at once; only what is *late* is emulated.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -145,13 +144,10 @@ class Device:
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
-    @contextmanager
-    def _on(self, stream: Any) -> Iterator[None]:
+    def switch(self, stream: Any) -> Any:
+        """Make ``stream`` the current one, the compute stream where it is none of ours; returns what was before."""
         before, self._current = self._current, stream if isinstance(stream, Stream) else self._compute
-        try:
-            yield
-        finally:
-            self._current = before
+        return before
 
 
 class StreamContext:
@@ -159,12 +155,10 @@ class StreamContext:
 
     def __init__(self, device: Device, stream: Any) -> None:
         self._device, self._stream = device, stream
-        self._entered: list[Any] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
-        context = self._device._on(self._stream)
-        context.__enter__()
-        self._entered.append(context)
+        self._before.append(self._device.switch(self._stream))
 
     def __exit__(self, *error: Any) -> None:
-        self._entered.pop().__exit__(*error)
+        self._device.switch(self._before.pop())

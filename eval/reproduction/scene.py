@@ -14,6 +14,7 @@ from typing import Any
 
 from elora_sglang.eval.sim import machine as machines
 from elora_sglang.eval.sim import peak, systems
+from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.limit import Limit, OverLimitError
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.workloads import create, transforms
@@ -132,7 +133,7 @@ class Scene:
         """The values that a system's knob is tuned over; one empty choice where it has none."""
         machine, sizes = self._sizes()
         adapters = {a.name: a.rank for a in self.traffic(1.0, 1, REPORTED).header.adapters}
-        setting = systems.Setting(machine, self.block_tokens, adapters, *sizes)
+        setting = Setting(machine, self.block_tokens, adapters, *sizes)
         return systems.systems()[name].choices(setting)
 
 

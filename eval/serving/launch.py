@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elora_sglang.eval.baselines import ENV_LINK, LAUNCH
+from elora_sglang.eval.baselines.patches import PATCHES
 from elora_sglang.eval.serving import evaluation_model as model
 
 STOCK = ("stock", "stock-overlap", "hicache")
@@ -18,12 +19,6 @@ ELORA = ("static", "lru", "paper", "elora", "elora+hints")
 NAMES = STOCK + ELORA
 #: Shares of the device memory that the tuning pass gives to adapters: as slot buffers, or as ``static``'s share.
 SHARES, QUICK_SHARES = (0.2, 0.35, 0.5), (0.3, 0.5)
-HICACHE_HOOKS = ("hicache_streams", "hicache_memory", "hicache_load", "hicache_save")
-RECORD_HOOKS = tuple(
-    f"record_{name}"
-    for name in ("match", "insert", "lock", "unlock", "evict", "evict_host", "backup", "load_back", "reset")
-)
-BASELINE_HOOKS = ("adapter_copy", "overlap_loader", "report", *HICACHE_HOOKS, *RECORD_HOOKS)
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ def require_hooks(system: System, info: dict[str, Any], budget: Budget, link_gbp
         report = state.get("baseline")
         if report is None:
             raise refuse("no baseline hooks in this server; it would get its copies for free")
-        missing = sorted({f"baseline_{hook}" for hook in BASELINE_HOOKS} - set(report["hooks"]))
+        missing = sorted({patch.name for patch in PATCHES} - set(report["hooks"]))
         if missing:
             raise refuse(f"hooks not in place: {', '.join(missing)}")
         found, counted = report.get("slot_buffer_bytes"), int(system.setting or 0) * budget.slot_bytes

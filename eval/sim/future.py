@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 from elora_sglang.eval.sim.requests import PrefixIds, Request
-from elora_sglang.eval.sim.traffic import Traffic
+from elora_sglang.eval.sim.traffic import Arrivals, Traffic
 from elora_sglang.eval.workloads.model import Workload
 
 #: Seconds a token of an answer takes, where only an answer's end says when the next turn comes.
@@ -61,53 +57,12 @@ def foresee(workload: Workload, block_tokens: int) -> Future:
     """Run through the workload without a server. Costs memory for every use of every block."""
     traffic = Traffic(workload, block_tokens)
     future = Future(traffic.ids)
-    fixed = traffic.arrivals()
-    later: list[tuple[float, int, Request]] = []
-    order = itertools.count()
-    upcoming = next(fixed, None)
-    while upcoming is not None or later:
-        if upcoming is not None and (not later or upcoming.arrived <= later[0][0]):
-            req = upcoming
-            upcoming = next(fixed, None)
-        else:
-            req = heapq.heappop(later)[2]
-        future._add(req, (req.prompt_tokens - 1) // block_tokens)
-        req.ended = req.arrived + req.answer_tokens * NOMINAL_TOKEN_S
-        following = traffic.follow_up(req)
-        if following is not None:
-            heapq.heappush(later, (following.arrived, next(order), following))
+    coming = Arrivals(traffic.arrivals())
+    while coming.next is not None:
+        for req in coming.due(coming.next):
+            future._add(req, (req.prompt_tokens - 1) // block_tokens)
+            req.ended = req.arrived + req.answer_tokens * NOMINAL_TOKEN_S
+            following = traffic.follow_up(req)
+            if following is not None:
+                coming.push(following)
     return future
-
-
-class Outlook:
-    """The future as one run sees it: what is still to come, given what was served."""
-
-    def __init__(self, future: Future) -> None:
-        self._future = future
-        self._served = bytearray(len(future.times))
-        self._at_block: dict[int, int] = {}
-        self._at_adapter: dict[str, int] = {}
-        self.now = 0.0
-
-    def serve(self, rid: str) -> None:
-        """The request is being served: what it needs is not to come any more."""
-        number = self._future.numbers[rid]
-        self._served[number] = 1
-        self.now = max(self.now, self._future.times[number])
-
-    def block(self, id: int) -> float:
-        """Nominal time of the next use of a prefix; infinite if there is none."""
-        uses = self._future.uses.get(id)
-        return math.inf if uses is None else self._next(uses, self._at_block, id)
-
-    def adapter(self, name: str | None) -> float:
-        """The same of an adapter."""
-        uses = self._future.adapters.get(name) if name is not None else None
-        return math.inf if uses is None else self._next(uses, self._at_adapter, name)
-
-    def _next(self, uses: array[int], places: dict[Any, int], key: Any) -> float:
-        at, served = places.get(key, 0), self._served
-        while at < len(uses) and served[uses[at]]:
-            at += 1
-        places[key] = at
-        return self._future.times[uses[at]] if at < len(uses) else math.inf

@@ -12,7 +12,7 @@ import itertools
 import json
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from elora_sglang.core.policies.base import BasePolicy
@@ -56,9 +56,9 @@ class SglangLru(BasePolicy):
         self.view.reprioritize(node)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replayed:
-    """Figures of a replay.
+    """Figures of a replay, as they grow.
 
     Attributes:
         events: lines replayed.
@@ -68,12 +68,12 @@ class Replayed:
         difference: the first one in words, or None.
     """
 
-    events: int
-    matches: int
-    recorded: tuple[int, int]
-    replayed: tuple[int, int]
-    evicted: tuple[int, int]
-    difference: str | None
+    events: int = 0
+    matches: int = 0
+    recorded: list[int] = field(default_factory=lambda: [0, 0])
+    replayed: list[int] = field(default_factory=lambda: [0, 0])
+    evicted: list[int] = field(default_factory=lambda: [0, 0])
+    difference: str | None = None
 
 
 class _View:
@@ -90,7 +90,7 @@ class _View:
 
 class _Replay:
     def __init__(self, events: list[list[Any]]) -> None:
-        self._events, self.at = events, 0
+        self._events, self.found = events, Replayed()
         self._policy = SglangLru()
         self.tree = DependencyTree(1, self._policy, SlotCounts())
         self._policy.view = _View(self.tree)  # type: ignore[assignment]  # it asks for nothing else
@@ -101,8 +101,6 @@ class _Replay:
         #: The node whose load-back is being tried, and whether it came back; locks of it so far.
         self._loading: tuple[int, bool] | None = None
         self._tries = 0
-        self.matches = 0
-        self.recorded, self.replayed, self.evicted = [0, 0], [0, 0], [0, 0]
 
     def _adapter(self, key: str | None) -> Node:
         if key is None:
@@ -115,27 +113,28 @@ class _Replay:
         self.tree.place_on_host(node, 0)
         return node
 
-    def play(self) -> str | None:
-        """All events up to the first difference; that in words, or None."""
+    def play(self) -> Replayed:
+        """All events up to the first difference."""
         for event, *args in self._events:
-            self.at += 1
-            found: str | None = getattr(self, f"_on_{event}")(*args)
-            if found is not None:
-                return f"event {self.at} ({event}): {found}"
-        return None
+            self.found.events += 1
+            difference: str | None = getattr(self, f"_on_{event}")(*args)
+            if difference is not None:
+                self.found.difference = f"event {self.found.events} ({event}): {difference}"
+                break
+        return self.found
 
     def _ahead(self, event: str) -> list[Any]:
         """The next event of this name."""
-        return next(one for one in itertools.islice(self._events, self.at, None) if one[0] == event)
+        return next(one for one in itertools.islice(self._events, self.found.events, None) if one[0] == event)
 
     def _on_match(
         self, key: str | None, tokens: str, device: int, node: int | None, host: int, deepest: int | None
     ) -> str | None:  # fmt: skip
         match = self.tree.match(self._adapter(key), _decode(tokens))
-        self.matches += 1
+        self.found.matches += 1
         for number, (theirs, ours) in enumerate(((device, match.length), (host, match.host_length))):
-            self.recorded[number] += theirs
-            self.replayed[number] += ours
+            self.found.recorded[number] += theirs
+            self.found.replayed[number] += ours
         self._know(node, match.node)
         self._know(deepest, match.host_node)
         if (device, host) != (match.length, match.host_length):
@@ -179,12 +178,12 @@ class _Replay:
 
     def _on_evict(self, tokens: int) -> str | None:
         freed = sum(victim.size for victim in self.tree.evict(tokens))
-        self.evicted[0] += freed
+        self.found.evicted[0] += freed
         return None if freed == tokens else f"{freed} tokens left the device, recorded {tokens}"
 
     def _on_evict_host(self, tokens: int) -> str | None:
         freed = sum(victim.size for victim in self.tree.evict_host(tokens))
-        self.evicted[1] += freed
+        self.found.evicted[1] += freed
         return None if freed == tokens else f"{freed} tokens left the host, recorded {tokens}"
 
     def _on_backup(self, node: int, end: int) -> None:
@@ -235,13 +234,4 @@ def replay(lines: Iterable[str]) -> Replayed:
         events = [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"not a record of a cache: {error}") from None
-    player = _Replay(events)
-    difference = player.play()
-    return Replayed(
-        player.at,
-        player.matches,
-        (player.recorded[0], player.recorded[1]),
-        (player.replayed[0], player.replayed[1]),
-        (player.evicted[0], player.evicted[1]),
-        difference,
-    )
+    return _Replay(events).play()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from elora_sglang.eval.support import estimates
 
 if TYPE_CHECKING:
-    from elora_sglang.eval.sim.server import Outcome
+    from elora_sglang.eval.sim.server import Outcome, Server
     from elora_sglang.eval.sim.unified import UnifiedCache
 
 
@@ -30,7 +30,7 @@ def _times(values: Sequence[float], percents: Sequence[int]) -> dict[str, float]
 class Gauges:
     """Slots of the device by use, as a mean over time.
 
-    ``watch`` is called with the time after each batch; each state counts until the next.
+    ``look`` is called after each batch; each state counts until the next.
     """
 
     cache: UnifiedCache
@@ -45,8 +45,9 @@ class Gauges:
         self._weight = 0.0
         self.samples: list[tuple[float, dict[str, int]]] = []
 
-    def watch(self, now: float) -> None:
+    def look(self, server: Server) -> None:
         """Note how the device is used now, at most every ``every_s`` seconds."""
+        now = server.now
         if self._last is not None and now - self._last < self.every_s:
             return
         usage = self.cache.usage()

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.clairvoyant import Clairvoyant
-from elora_sglang.eval.sim.future import Future, Outlook
+from elora_sglang.eval.sim.future import Future
 from elora_sglang.eval.sim.limit import Limit
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.results import Gauges, summarize
 from elora_sglang.eval.sim.server import Outcome, Server
-from elora_sglang.eval.sim.systems import CLAIRVOYANT, Setting, System
+from elora_sglang.eval.sim.systems import CLAIRVOYANT, System
 from elora_sglang.eval.sim.traffic import HintQuality, Traffic
 from elora_sglang.eval.sim.unified import UnifiedCache
 from elora_sglang.eval.workloads.model import Workload
@@ -60,16 +61,14 @@ def simulate(
     if system.name == CLAIRVOYANT:
         if future is None:
             raise ValueError("clairvoyant needs the workload's future")
-        outlook = Outlook(future)
-        cache = system.cache(setting, policy=Clairvoyant(outlook), **knobs)
-        cache.before_serving = lambda req: outlook.serve(req.rid)
+        policy = Clairvoyant(future)
+        cache = system.cache(setting, policy=policy, **knobs)
+        cache.before_serving = lambda req: policy.serve(req.rid)
     else:
         cache = system.cache(setting, **knobs)
     gauges = Gauges(cache)
-    server = Server(machine, cache, block_tokens, observe=gauges.watch)
-    if limit is not None:
-        server.watch(limit.look)
-    outcome = server.run(traffic.arrivals(), traffic.follow_up, math.inf if until_s is None else until_s)
+    looks = (gauges.look,) if limit is None else (gauges.look, limit.look)
+    outcome = Server(cache, *looks).run(traffic, math.inf if until_s is None else until_s)
     if audit:
         cache.audit()
     figures = summarize(outcome, cache, gauges, warmup_s, by_arrival=until_s is not None)

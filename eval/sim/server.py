@@ -7,23 +7,26 @@ server's own admission, the others go in queue order, as many as fit.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elora_sglang.core.admission import Ask
-from elora_sglang.eval.sim.cache import Cache, Refused
+from elora_sglang.eval.sim.cache import Refused
+from elora_sglang.eval.sim.traffic import Arrivals, Traffic
 
 if TYPE_CHECKING:
-    from elora_sglang.eval.sim.machine import Machine
     from elora_sglang.eval.sim.requests import Request
+    from elora_sglang.eval.sim.unified import UnifiedCache
 
 #: Waiting requests that one pass over the queue looks at.
 SCAN = 128
+#: Share of the tokens that running requests may still generate for which room is kept free at admission (SGLang's
+#: new-token ratio).
+RESERVE = 0.3
 
 
 @dataclass
@@ -35,58 +38,28 @@ class Outcome:
     busy_s: float = 0.0
     retractions: int = 0
     refused: int = 0
-    iterations: int = 0
 
 
 class Server:
-    """One engine.
+    """One engine, on the cache's machine.
 
     Args:
-        machine: constants of time.
         cache: the system under test.
-        block_tokens: tokens of a slot.
-        reserve: share of the tokens that running requests may still generate for which room is kept free at
-            admission (SGLang's new-token ratio).
-        observe: called after each batch with the time; for gauges.
+        looks: called after each batch; for gauges. What they raise ends the run.
     """
 
-    def __init__(
-        self,
-        machine: Machine,
-        cache: Cache,
-        block_tokens: int,
-        *,
-        reserve: float = 0.3,
-        observe: Callable[[float], None] | None = None,
-    ) -> None:
-        self.machine, self.cache, self.block_tokens = machine, cache, block_tokens
-        self._reserve, self._observe = reserve, observe
-        self._watch: Callable[[Server], None] | None = None
+    def __init__(self, cache: UnifiedCache, *looks: Callable[[Server], None]) -> None:
+        self.cache, self.machine, self.block_tokens = cache, cache.machine, cache.block_tokens
+        self._looks = looks
         self.now = 0.0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._chunked: Request | None = None
-        self._partial: list[Request] = []
         self.outcome = Outcome()
 
-    def watch(self, look: Callable[[Server], None]) -> None:
-        """``look`` is called after each batch; what it raises ends the run."""
-        self._watch = look
-
-    def run(
-        self,
-        arrivals: Iterator[Request],
-        follow_up: Callable[[Request], Request | None] | None = None,
-        until: float = math.inf,
-    ) -> Outcome:
-        """Serve requests until none are left.
-
-        Args:
-            arrivals: in order of ``arrived``.
-            follow_up: the next turn of a request that ended, with its arrival; None where there is none.
-            until: what would arrive later does not come.
-        """
-        coming = _Arrivals(itertools.takewhile(lambda req: req.arrived < until, arrivals))
+    def run(self, traffic: Traffic, until: float = math.inf) -> Outcome:
+        """Serve requests until none are left; what would arrive ``until`` or later does not come."""
+        coming = Arrivals(itertools.takewhile(lambda req: req.arrived < until, traffic.arrivals()))
         while True:
             for req in coming.due(self.now):
                 self._arrive(req)
@@ -102,15 +75,12 @@ class Server:
                     break
                 self.now = max(min(upcoming), self.now + 1e-6)
                 continue
-            self.outcome.iterations += 1
             for req in self._take_ended():
-                following = follow_up(req) if follow_up is not None else None
+                following = traffic.follow_up(req)
                 if following is not None and following.arrived < until:
                     coming.push(following)
-            if self._observe is not None:
-                self._observe(self.now)
-            if self._watch is not None:
-                self._watch(self)
+            for look in self._looks:
+                look(self)
         self.outcome.finished_at = self.now
         return self.outcome
 
@@ -147,7 +117,7 @@ class Server:
             if budget <= 0 or rows <= 0 or self.cache.closed:
                 break
             alone = not self.running and not batch
-            growth = 0 if alone else self._slots(req.answer_tokens * self._reserve)
+            growth = 0 if alone else self._slots(req.answer_tokens * RESERVE)
             ask = self._ask(req, growth, reserve, budget, rows, alone)
             if not self.cache.consider(req, ask):
                 continue
@@ -187,7 +157,7 @@ class Server:
         left = sum(req.answer_tokens - req.made for req in self.running)
         if self._chunked is not None:
             left += self._chunked.answer_tokens
-        return self._slots(left * self._reserve)
+        return self._slots(left * RESERVE)
 
     def _slots(self, tokens: float) -> int:
         return math.ceil(tokens / self.block_tokens)
@@ -285,40 +255,3 @@ def _growth(running: list[Request], steps: int, block: int) -> tuple[list[tuple[
             needed.append((req, slots))
             total += slots
     return needed, total
-
-
-class _Arrivals:
-    """Requests that are still to come, from a stream and from sessions that go on; the earliest first."""
-
-    def __init__(self, stream: Iterable[Request]) -> None:
-        self._stream = iter(stream)
-        self._heap: list[tuple[float, int, Request]] = []
-        self._count = 0
-        self._pull()
-
-    def _pull(self) -> None:
-        req = next(self._stream, None)
-        self._streaming = req is not None
-        if req is not None:
-            self.push(req)
-            self._last = req
-
-    def push(self, req: Request) -> None:
-        """Add an arrival."""
-        self._count += 1
-        heapq.heappush(self._heap, (req.arrived, self._count, req))
-
-    @property
-    def next(self) -> float | None:
-        """When the next one arrives, as far as is known."""
-        return self._heap[0][0] if self._heap else None
-
-    def due(self, now: float) -> list[Request]:
-        """Take out all requests that arrived by ``now``."""
-        found = []
-        while self._heap and self._heap[0][0] <= now:
-            req = heapq.heappop(self._heap)[2]
-            found.append(req)
-            if self._streaming and req is self._last:
-                self._pull()
-        return found

@@ -6,17 +6,16 @@ that weigh nothing and are always there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elora_sglang.core.admission import Ask
 from elora_sglang.core.swapper import SwapSettings
 from elora_sglang.core.tree.node import Node
-from elora_sglang.eval.sim.cache import Admitted, Refused
+from elora_sglang.eval.sim.cache import Admitted, Refused, Setting
 from elora_sglang.eval.sim.unified import UnifiedCache
 
 if TYPE_CHECKING:
-    from elora_sglang.eval.sim.machine import Machine
     from elora_sglang.eval.sim.requests import Request
 
 
@@ -27,37 +26,24 @@ class SlottedCache(UnifiedCache):
     what does not fit there is read from its file again, least recently used out.
 
     Args:
+        setting: the device memory is for buffers and KV, the host memory for KV alone.
+        settings: of the swapper.
         adapter_host_slots: host memory for copies of adapters.
         slots: adapter buffers; as many adapters can run at once.
         overlap: loads go on while others run, and a request waits for its own; else the batch waits for them.
-        others: as for :class:`UnifiedCache`.
     """
 
     def __init__(
-        self,
-        machine: Machine,
-        block_tokens: int,
-        adapters: dict[str, int],
-        *,
-        device_slots: int,
-        host_slots: int,
-        policy: str,
-        settings: SwapSettings,
-        adapter_host_slots: int,
-        slots: int,
-        overlap: bool,
+        self, setting: Setting, *, settings: SwapSettings, adapter_host_slots: int, slots: int, overlap: bool
     ) -> None:
         self._slots, self._overlap = slots, overlap
-        largest = max(adapters.values(), default=0)
-        self.buffer_size = machine.adapter_slots(largest, block_tokens) if largest else 0
-        kv_slots = device_slots - slots * self.buffer_size
+        self._buffers = slots * setting.buffer_size() if setting.adapters else 0
+        kv_slots = setting.device_slots - self._buffers
         if kv_slots < 1:
             raise ValueError(
-                f"{slots} buffers of {self.buffer_size} slots leave none of {device_slots} for KV"
+                f"{slots} buffers of {setting.buffer_size()} slots leave none of {setting.device_slots} for KV"
             )
-        self._real_sizes = {
-            name: machine.adapter_slots(rank, block_tokens) for name, rank in adapters.items()
-        }
+        self._sizes = setting.adapter_sizes()
         #: Adapters in buffers: when they were last used, oldest first; and how many requests use each.
         self._there: dict[str, float] = {}
         self._users: dict[str, int] = {}
@@ -65,29 +51,18 @@ class SlottedCache(UnifiedCache):
         #: Adapters with a copy in host memory, least recently loaded first, and what they take.
         self._copies: dict[str, int] = {}
         self._copied, self._most_copied = 0, adapter_host_slots
-        for name, size in self._real_sizes.items():
+        for name, size in self._sizes.items():
             if self._copied + size <= adapter_host_slots:
                 self._copies[name] = size
                 self._copied += size
-        super().__init__(
-            machine,
-            block_tokens,
-            adapters,
-            device_slots=kv_slots,
-            host_slots=host_slots,
-            policy=policy,
-            settings=settings,
-        )
+        super().__init__(replace(setting, device_slots=kv_slots), policy="lru", settings=settings)
 
-    def adapter_size(self, lora_rank: int) -> int:
-        """Nothing in the KV pool."""
-        return 0
-
-    def _place_adapters(self, host_slots: int) -> None:
-        for name in self.sizes:
+    def place_adapters(self, setting: Setting) -> None:
+        """They take nothing in the KV pool."""
+        for name in setting.adapters:
             node = self.manager.register(name, 0, pinned=True)
             self.manager.make_resident(node, 0)
-            if host_slots:
+            if setting.host_slots:
                 self.manager.place_on_host(node, 0)
 
     @property
@@ -121,7 +96,7 @@ class SlottedCache(UnifiedCache):
         if arrives > self.now and not self._overlap:
             found.blocking_s = max(found.blocking_s, arrives - self.now)
         if req.adapter_tier == "host":
-            req.restore_s += self.costs.load_s(self._real_sizes[name])
+            req.restore_s += self.costs.load_s(self._sizes[name])
         return found
 
     def _came_for(self, name: str, req: Request) -> bool:
@@ -147,7 +122,7 @@ class SlottedCache(UnifiedCache):
         if victim:
             del self._there[victim]
             self._loading.pop(victim, None)
-        size = self._real_sizes[name] * self.costs.slot_bytes
+        size = self._sizes[name] * self.costs.slot_bytes
         read = self.now if self._copy(name) else self.disk.start(self.now, size)
         arrives = self.loads.start(read, size) + self.machine.slot_load_s
         self.loads.free_at = arrives  # stock's loads go one after the other, copies and all
@@ -158,7 +133,7 @@ class SlottedCache(UnifiedCache):
     def _copy(self, name: str) -> bool:
         """Whether host memory had a copy of the adapter; it has one from now on, if it can."""
         size = self._copies.pop(name, 0)
-        had, size = bool(size), size or self._real_sizes[name]
+        had, size = bool(size), size or self._sizes[name]
         if not had:
             while self._copies and self._copied + size > self._most_copied:
                 self._copied -= self._copies.pop(next(iter(self._copies)))
@@ -194,9 +169,9 @@ class SlottedCache(UnifiedCache):
     def usage(self) -> dict[str, int]:
         """As there, with what the buffers hold; ``free`` includes what they waste."""
         found = super().usage()
-        used = sum(self._real_sizes[name] for name in self._there)
+        used = sum(self._sizes[name] for name in self._there)
         found["adapters"] = used
-        found["free"] += self._slots * self.buffer_size - used
+        found["free"] += self._buffers - used
         found["invalid"] = sum(
             n.size
             for n in self.tree.kv_nodes()
@@ -204,14 +179,8 @@ class SlottedCache(UnifiedCache):
         )
         return found
 
-    def audit(self, running: Iterable[Request] = ()) -> None:
-        """Check the books of the KV pool, and that buffers are not given twice."""
-        reqs = list(running)
-        own = sum(req.cache["own"] for req in reqs)
-        held = self.tree.evictable_size + self.tree.protected_size
-        if self.device_slots - self.free_slots - held != own:
-            raise AssertionError("slots are lost")
-        used = {req.adapter for req in reqs if req.adapter is not None}
-        if len(self._there) > self._slots or not used <= set(self._there):
-            raise AssertionError(f"{len(self._there)} adapters in {self._slots} buffers")
-        self.tree.check()
+    def audit(self) -> None:
+        """As there; and no buffer was given twice, or is still in use."""
+        super().audit()
+        if len(self._there) > self._slots or any(self._users.values()):
+            raise AssertionError(f"{len(self._there)} adapters in {self._slots} buffers, used: {self._users}")

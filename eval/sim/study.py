@@ -9,6 +9,7 @@ from typing import Any
 
 from elora_sglang.eval.sim import systems
 from elora_sglang.eval.sim.bound import Bound, lower_bound
+from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.future import Future
 from elora_sglang.eval.sim.machine import Machine
 from elora_sglang.eval.sim.results import series
@@ -79,7 +80,7 @@ def jobs_of(study: Study, name: str, label: str, device: int, host: int) -> Iter
     Raises ValueError where the memory is too small for it.
     """
     adapters = {adapter.name: adapter.rank for adapter in study.workload.header.adapters}
-    setting = systems.Setting(study.machine, study.block_tokens, adapters, device, host)
+    setting = Setting(study.machine, study.block_tokens, adapters, device, host)
     choices = systems.systems()[name].choices(setting)
     if not choices:
         raise ValueError(f"{label} holds no adapter buffer of the largest rank beside KV; give more memory")

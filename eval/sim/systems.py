@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elora_sglang.core.policies import policy_names
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import SwapSettings, switches
-from elora_sglang.eval.sim.machine import Machine
+from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.slotted import SlottedCache
 from elora_sglang.eval.sim.unified import UnifiedCache
 from elora_sglang.integration.plugin.config import TERMS
@@ -19,27 +19,6 @@ CLAIRVOYANT = "clairvoyant"
 SPLIT = 0.2
 #: What names of ablations begin with.
 WITHOUT = "elora-without-"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a system is built for.
-
-    Attributes:
-        machine, block_tokens: constants of time; tokens of a slot.
-        adapters: LoRA rank by name.
-        device_slots, host_slots: memory for KV and adapters, the same for all systems.
-    """
-
-    machine: Machine
-    block_tokens: int
-    adapters: dict[str, int]
-    device_slots: int
-    host_slots: int
-
-    def place(self) -> tuple[Machine, int, dict[str, int]]:
-        """What every cache is given first."""
-        return self.machine, self.block_tokens, self.adapters
 
 
 @dataclass(frozen=True)
@@ -83,12 +62,10 @@ _ON_DEMAND: dict[str, Any] = {
 def _unified(
     setting: Setting, *, policy: str | Policy, history: bool = True, without: str = "", **settings: Any
 ) -> UnifiedCache:
-    host = setting.host_slots
-    chosen = SwapSettings(host_slots=host, **{**switches(frozenset({without} - {""})), **settings})
-    return UnifiedCache(
-        *setting.place(), device_slots=setting.device_slots, host_slots=host, policy=policy, settings=chosen,
-        history=history,
-    )  # fmt: skip
+    chosen = SwapSettings(
+        host_slots=setting.host_slots, **{**switches(frozenset({without} - {""})), **settings}
+    )
+    return UnifiedCache(setting, policy=policy, settings=chosen, history=history)
 
 
 def _slotted(
@@ -96,26 +73,19 @@ def _slotted(
 ) -> SlottedCache:
     used = slots if slots is not None else slot_counts(setting)[0]
     if share:
-        used = max(int(share * setting.device_slots // _buffer(setting)), 1)
-    adapters = sum(setting.machine.adapter_slots(r, setting.block_tokens) for r in setting.adapters.values())
+        used = max(int(share * setting.device_slots // setting.buffer_size()), 1)
+    adapters = sum(setting.adapter_sizes().values())
     # Their adapters have copies in host memory as well: the same bytes for all.
     host_slots = max(setting.host_slots - adapters, 0) if host else 0
     copies = min(adapters, setting.host_slots) if setting.host_slots else adapters
-    return SlottedCache(
-        *setting.place(), device_slots=setting.device_slots, host_slots=host_slots, policy="lru",
-        settings=SwapSettings(host_slots=host_slots, **_ON_DEMAND), adapter_host_slots=copies, slots=used,
-        overlap=overlap,
-    )  # fmt: skip
-
-
-def _buffer(setting: Setting) -> int:
-    """Slots of a buffer: of the largest rank."""
-    return setting.machine.adapter_slots(max(setting.adapters.values(), default=1), setting.block_tokens)
+    settings = SwapSettings(host_slots=host_slots, **_ON_DEMAND)
+    split = replace(setting, host_slots=host_slots)
+    return SlottedCache(split, settings=settings, adapter_host_slots=copies, slots=used, overlap=overlap)
 
 
 def slot_counts(setting: Setting) -> list[int]:
     """Numbers of buffers that a sweep tries: powers of two between all adapters and none, that leave room for KV."""
-    most = min(len(setting.adapters), int(0.9 * setting.device_slots // _buffer(setting)))
+    most = min(len(setting.adapters), int(0.9 * setting.device_slots // setting.buffer_size()))
     return sorted({most, *(2**power for power in range(2, 64) if 2**power < most)} - {0})
 
 

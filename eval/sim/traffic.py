@@ -6,13 +6,13 @@ import heapq
 import itertools
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from elora_sglang.core.hints import Hints
 from elora_sglang.eval.sim.requests import PrefixIds, Request
 from elora_sglang.eval.workloads.blocks import BlockKeys
-from elora_sglang.eval.workloads.model import Session, Workload, prompts, tokens
+from elora_sglang.eval.workloads.model import Adapter, Session, Workload, prompts, tokens
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,18 @@ class HintQuality:
 class _Talk:
     """A session that goes on: which turn is next, and the ids of what was said."""
 
-    def __init__(self, session: Session, keys: BlockKeys) -> None:
-        self.session = session
+    def __init__(self, session: Session, keys: BlockKeys, adapter: Adapter | None) -> None:
+        self.session, self._adapter = session, adapter
         self.turn = 0
         self._keys = keys.turns(session)
         self._lengths = prompts(session)
         self._known: array[int] = array("q")
         self._blocks: array[int] = array("q")
 
-    def request(
-        self, ids: PrefixIds, adapter: str | None, lora_rank: int, at: float, number: int, hints: HintQuality
-    ) -> Request:
+    def request(self, ids: PrefixIds, at: float, number: int, hints: HintQuality) -> Request:
         """Its next turn, arriving at ``at``. Mutates this and ``ids``."""
         session, turn = self.session, self.turn
+        adapter, lora_rank = (self._adapter.name, self._adapter.rank) if self._adapter else (None, 0)
         prompt_keys, whole_keys = next(self._keys)
         pieces, answer = next(self._lengths)
         known = self._shared(prompt_keys)
@@ -101,7 +100,6 @@ class Traffic:
     ) -> None:
         self._workload, self._hints = workload, hints or HintQuality()
         self._keys = BlockKeys(block_tokens)
-        self._names = [adapter.name for adapter in workload.header.adapters]
         self.adapters = {adapter.name: adapter.rank for adapter in workload.header.adapters}
         self.ids = ids if ids is not None else PrefixIds()
         self.ids.forget()
@@ -115,7 +113,8 @@ class Traffic:
         for session in self._workload.sessions():
             while later and later[0][0] <= session.start:
                 yield from self._go_on(later, order)
-            talk = _Talk(session, self._keys)
+            adapter = None if session.adapter is None else self._workload.header.adapters[session.adapter]
+            talk = _Talk(session, self._keys, adapter)
             heapq.heappush(later, (session.start, next(order), talk))
         while later:
             yield from self._go_on(later, order)
@@ -144,7 +143,41 @@ class Traffic:
         return following
 
     def _request(self, talk: _Talk, at: float) -> Request:
-        index = talk.session.adapter
-        name = None if index is None else self._names[index]
-        rank = 0 if name is None else self.adapters[name]
-        return talk.request(self.ids, name, rank, at, next(self._numbers), self._hints)
+        return talk.request(self.ids, at, next(self._numbers), self._hints)
+
+
+class Arrivals:
+    """Requests that are still to come, from a stream and from sessions that go on; the earliest first."""
+
+    def __init__(self, stream: Iterable[Request]) -> None:
+        self._stream = iter(stream)
+        self._heap: list[tuple[float, int, Request]] = []
+        self._count = 0
+        self._pull()
+
+    def _pull(self) -> None:
+        req = next(self._stream, None)
+        self._streaming = req is not None
+        if req is not None:
+            self.push(req)
+            self._last = req
+
+    def push(self, req: Request) -> None:
+        """Add an arrival."""
+        self._count += 1
+        heapq.heappush(self._heap, (req.arrived, self._count, req))
+
+    @property
+    def next(self) -> float | None:
+        """When the next one arrives, as far as is known."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Request]:
+        """Take out all requests that arrived by ``now``."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            req = heapq.heappop(self._heap)[2]
+            found.append(req)
+            if self._streaming and req is self._last:
+                self._pull()
+        return found

@@ -6,7 +6,7 @@ numbers, in the same order of calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elora_sglang.core.actions import Load, Read, Save
@@ -16,11 +16,10 @@ from elora_sglang.core.manager import CacheManager
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.swapper import SwapSettings
 from elora_sglang.core.tree.node import HostVictim, Node, Victim
-from elora_sglang.eval.sim.cache import Admitted, Refused
+from elora_sglang.eval.sim.cache import Admitted, Refused, Setting
 from elora_sglang.eval.sim.clockwork import InFlight, Lane
 
 if TYPE_CHECKING:
-    from elora_sglang.eval.sim.machine import Machine
     from elora_sglang.eval.sim.requests import Request
 
 
@@ -40,32 +39,27 @@ class UnifiedCache:
     """Adapters and KV in one pool, below one tree, over two tiers.
 
     Args:
-        machine, block_tokens: what moving and computing costs; tokens of a slot.
-        adapters: LoRA rank by name.
-        device_slots, host_slots: the tiers; host 0: none.
+        setting: sizes, and what moving and computing costs.
         policy: a policy's name, or a policy.
-        settings: of the swapper; ``host_slots`` is set here.
+        settings: of the swapper.
         history: whether KV outlives its request (S-LoRA's does not).
+
+    Attributes:
+        set_aside: slots that this pass keeps for requests that it looked past.
+        closed: whether nobody else may enter in this pass.
+        before_serving: told of each request just before it is served.
     """
 
     def __init__(
-        self,
-        machine: Machine,
-        block_tokens: int,
-        adapters: dict[str, int],
-        *,
-        device_slots: int,
-        host_slots: int,
-        policy: str | Policy,
-        settings: SwapSettings,
-        history: bool = True,
+        self, setting: Setting, *, policy: str | Policy, settings: SwapSettings, history: bool = True
     ) -> None:
-        self.machine, self.block_tokens, self.history = machine, block_tokens, history
-        self.costs = machine.costs(block_tokens)
+        machine = setting.machine
+        self.machine, self.block_tokens, self.history = machine, setting.block_tokens, history
+        self.costs = machine.costs(self.block_tokens)
         named = policy if isinstance(policy, str) else "lru"
         given = None if isinstance(policy, str) else policy
-        self.manager = CacheManager(1, device_slots, named, SlotCounts(), settings, self.costs, given)
-        #: Told of each request just before it is served.
+        self.free_slots = self.device_slots = setting.device_slots
+        self.manager = CacheManager(1, self.device_slots, named, SlotCounts(), settings, self.costs, given)
         self.before_serving: Callable[[Request], None] | None = None
         self.executor = Executor(self.manager, self)
         self.tree = self.manager.tree
@@ -73,29 +67,21 @@ class UnifiedCache:
         self._running: Sequence[Request] = ()
         self._admitted: list[Request] = []
         self._blocking_s = 0.0
-        self.sizes = {name: self.adapter_size(rank) for name, rank in adapters.items()}
-        self.free_slots = device_slots
-        self.device_slots = device_slots
         self.now = 0.0
         self.loads = Lane(machine.load_bytes_s, machine.latency_s)
         self.saves = Lane(machine.save_bytes_s, machine.latency_s)
         self.disk = Lane(machine.disk_bytes_s, machine.latency_s)
         self._flying = InFlight()
-        self.retractions = 0
         #: What was loaded for a request while it waited: KV slots, and whether its adapter.
         self._fetched: dict[str, tuple[int, bool]] = {}
         self._plan_due = 0.0
-        self._place_adapters(host_slots)
+        self.place_adapters(setting)
 
-    def adapter_size(self, lora_rank: int) -> int:
-        """Slots of an adapter."""
-        return self.machine.adapter_slots(lora_rank, self.block_tokens)
-
-    def _place_adapters(self, host_slots: int) -> None:
+    def place_adapters(self, setting: Setting) -> None:
         """Adapters are read once when they are registered: into the host pool, as far as it goes."""
-        for name, size in self.sizes.items():
+        for name, size in setting.adapter_sizes().items():
             node = self.manager.register(name, size)
-            if size <= host_slots - self.tree.host_size:
+            if size <= setting.host_slots - self.tree.host_size:
                 self.manager.place_on_host(node, size)
 
     def node(self, adapter: str | None) -> Node:
@@ -392,8 +378,6 @@ class UnifiedCache:
         self.manager.unlock(node)
         if finished:
             self.manager.finished(req.rid, node, req.hints)
-        else:
-            self.retractions += 1
         self.executor.run(self.manager.collect())
 
     # -- looking --------------------------------------------------------------------------------------
@@ -418,10 +402,8 @@ class UnifiedCache:
             "invalid": tree.invalid_kv_size,
         }
 
-    def audit(self, running: Iterable[Request] = ()) -> None:
-        """Check the books: slots add up, tree is sound. Raises AssertionError or InvariantError."""
-        own = sum(req.cache["own"] for req in running)
-        usage = self.usage()
-        if usage["running"] != own:
-            raise AssertionError(f"{usage['running']} slots are with requests, which know of {own}")
+    def audit(self) -> None:
+        """When nobody runs, no slot is lost and the tree is sound. Raises AssertionError or InvariantError."""
+        if lost := self.usage()["running"]:
+            raise AssertionError(f"{lost} slots are with nobody")
         self.tree.check()

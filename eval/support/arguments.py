@@ -52,19 +52,12 @@ def _listed(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     return lambda text: tuple(one(part.strip()) for part in text.split(","))
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers of at least 0, by comma."""
-    return _listed(number)(text)
-
-
-def positives(text: str) -> tuple[float, ...]:
-    """Rates or durations, by comma."""
-    return _listed(positive)(text)
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, by comma, as they are given."""
-    return _listed(count)(text)
+#: Numbers of at least 0, by comma.
+numbers = _listed(number)
+#: Rates or durations, by comma.
+positives = _listed(positive)
+#: Whole numbers of at least 1, by comma, as they are given.
+counts = _listed(count)
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads import arrivals
 from elora_sglang.eval.workloads.model import Piece, Session, Turn, WorkloadError
 from elora_sglang.eval.workloads.popularity import Popularity
 from elora_sglang.eval.workloads.traffic import Traffic, own_ids
@@ -53,7 +52,7 @@ class Burst(Traffic):
         ids, half, number = own_ids(), self.duration_s / 2, 0
         few = Popularity(self.first, skew=self.skew, drift_s=self.drift_s, redraw=self.redraw, seed=self.seed)
         for start, popularity in ((0.0, few), (half, self.popularity())):
-            for after in arrivals.poisson(self.rate, half, self.rng("arrivals", start)):
+            for after in self.poisson(self.rate, half, start):
                 at = round(start + after, 6)
                 rng = self.rng(number)
                 new = (Piece(next(ids), self._length(rng, self.prompt_tokens)),)

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads import arrivals
 from elora_sglang.eval.workloads.model import Piece, WorkloadError
 from elora_sglang.eval.workloads.traffic import Conversations
 
@@ -55,5 +54,5 @@ class Chat(Conversations):
     def begins(self) -> Iterator[tuple[float, int]]:
         """Poisson."""
         popularity = self.popularity()
-        times = arrivals.poisson(self.rate / self.turns, self.duration_s, self.rng("arrivals"))
+        times = self.poisson(self.rate / self.turns, self.duration_s)
         return ((at, popularity.adapter(number, at)) for number, at in enumerate(times))

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from elora_sglang.eval.support import estimates
 from elora_sglang.eval.workloads.blocks import BlockKeys
-from elora_sglang.eval.workloads.model import Piece, Session, Workload, prompts, tokens
+from elora_sglang.eval.workloads.model import Session, Workload, prompts, tokens
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,9 @@ class InfiniteCache:
         size = self.keys.block_tokens
         path: list[int] = []  # nodes of the last prompt's full blocks
         known, context_tokens = array("q"), 0
-        context: tuple[Piece, ...] = ()
-        for turn, (prompt, answer) in zip(session.turns, prompts(session), strict=True):
-            kept = sum(piece.tokens for piece in context[: turn.keep])
+        for turn, (prompt, _) in zip(session.turns, prompts(session), strict=True):
             length = tokens(prompt)
+            kept = length - tokens(turn.new)
             keys = self.keys.extend(known, min(kept, context_tokens), prompt, partial=True)
             full = length // size
             found = kept // size  # the session's own, the last answer included
@@ -97,7 +96,6 @@ class InfiniteCache:
                 self.partial += 1
                 self.partial_hits += node in self._nodes
                 self._nodes.add(node)
-            context = (*prompt, answer)
             known, context_tokens = keys, length
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -153,13 +154,7 @@ def _dump(**value: object) -> str:
 def header_line(header: Header) -> str:
     """The first line of the file."""
     adapters = [[adapter.name, adapter.rank] for adapter in header.adapters]
-    about = {
-        "name": header.name,
-        "parameters": header.parameters,
-        "seed": header.seed,
-        "version": header.version,
-    }
-    return _dump(adapters=adapters, format=FORMAT, **about)
+    return _dump(**{**asdict(header), "adapters": adapters, "format": FORMAT})
 
 
 def session_line(session: Session) -> str:

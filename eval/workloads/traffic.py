@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import random
@@ -10,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from elora_sglang.eval.workloads import arrivals
 from elora_sglang.eval.workloads.draws import LogNormal, geometric
 from elora_sglang.eval.workloads.model import Header, Piece, Session, Turn, Workload, WorkloadError
 from elora_sglang.eval.workloads.popularity import Popularity, lora_adapters
@@ -77,6 +77,12 @@ class Traffic(ABC):
         """A source of draws for one purpose."""
         return random.Random("/".join(map(str, (self.NAME, self.seed, *name))))
 
+    def poisson(self, rate: float, duration_s: float, *name: object) -> Iterator[float]:
+        """Arrivals in seconds, ``rate`` a second on average, before ``duration_s``; ``name``: of the draws."""
+        rng, at = self.rng("arrivals", *name), 0.0
+        while (at := at + rng.expovariate(rate)) < duration_s:
+            yield at
+
 
 def own_ids() -> Iterator[int]:
     """Ids that nothing else of the workload has."""
@@ -85,17 +91,54 @@ def own_ids() -> Iterator[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bursty(Traffic):
-    """Arrivals that are switched on and off per adapter, see :func:`.arrivals.bursts`; times in seconds."""
+    """Every adapter is on and off in turn, for times that are exponential with means ``on_s`` and ``off_s`` seconds.
+
+    It starts on with probability on / (on + off). While it is on its arrivals are Poisson, at rate x share / that
+    probability, where the share is what :class:`Popularity` gives it at that time. So ``off_s`` = 0 is Poisson, and the
+    larger off / on, the harder the bursts. Over a short run the actual rate differs from the rate asked for, the more
+    so the more an adapter dominates: it may happen to be off for long.
+    """
 
     on_s: float = 20.0
     off_s: float = 60.0
 
     def bursts(self, rate: float) -> Iterator[tuple[float, int]]:
         """(seconds, adapter) of arrivals, ``rate`` a second on average. Raises :class:`WorkloadError`."""
-        return arrivals.bursts(
-            self.popularity(), self.adapters, rate=rate, duration_s=self.duration_s, on_s=self.on_s, off_s=self.off_s,
-            seed=self.seed,
-        )  # fmt: skip
+        if not (0 < self.on_s < math.inf and 0 <= self.off_s < math.inf):
+            raise WorkloadError(
+                f"bursts need on above 0 s and off of at least 0 s, got {self.on_s:g} and {self.off_s:g}"
+            )
+        popularity = self.popularity()
+        return heapq.merge(*(self._switched(popularity, adapter, rate) for adapter in range(self.adapters)))
+
+    def _switched(self, popularity: Popularity, adapter: int, rate: float) -> Iterator[tuple[float, int]]:
+        """The arrivals of one adapter."""
+        duty, drift = self.on_s / (self.on_s + self.off_s), popularity.drift_s or math.inf
+        rng = random.Random(f"bursts/{self.seed}/{adapter}")
+
+        def stay() -> float:
+            return rng.expovariate(1 / (self.on_s if on else self.off_s)) if self.off_s else math.inf
+
+        on = rng.random() < duty
+        switch = stay()
+        time, epoch = 0.0, 0
+        intensity = rate / duty * popularity.share(adapter, epoch)
+        due = rng.expovariate(1.0)  # of the integral of the intensity, until the next arrival
+        while time < self.duration_s:
+            end = min(switch, (epoch + 1) * drift, self.duration_s)
+            if on and due < intensity * (end - time):
+                time += due / intensity
+                due = rng.expovariate(1.0)
+                yield time, adapter
+                continue
+            due -= intensity * (end - time) if on else 0.0
+            time = end
+            if time >= (epoch + 1) * drift:
+                epoch += 1
+                intensity = rate / duty * popularity.share(adapter, epoch)
+            if time >= switch:
+                on = not on
+                switch = time + stay()
 
 
 @dataclass(frozen=True, kw_only=True)

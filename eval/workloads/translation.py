@@ -10,7 +10,7 @@ Where the numbers come from:
 - The instruction ("Translate from ... to ...:" with a chat template) of 24 tokens is an assumption.
 - Arrivals: the Azure Functions traces show most functions called rarely and in bursts, and a few called very often
   (Shahrad et al., USENIX ATC 2020). The paper gives the n most used functions to the n adapters. Ours: Zipf over
-  adapters, each switched on and off (:func:`.arrivals.bursts`); on for 20 s and off for 60 s on average is an
+  adapters, each switched on and off (:class:`.traffic.Bursty`); on for 20 s and off for 60 s on average is an
   assumption.
 """
 

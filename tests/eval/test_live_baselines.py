@@ -12,7 +12,7 @@ from support import live
 from support.demo_paths import Demo
 
 from elora_sglang.eval import baselines
-from elora_sglang.eval.serving.launch import BASELINE_HOOKS
+from elora_sglang.eval.baselines.patches import PATCHES
 
 pytestmark = pytest.mark.full
 
@@ -57,7 +57,7 @@ def test_host_hits_give_the_same_tokens_and_the_link_was_there(demo: Demo, tmp_p
     hits = [answer["meta_info"]["cached_tokens_details"]["host"] for answer in second]
     assert sum(hit >= PROMPT - 1 for hit in hits) >= COUNT - 2, hits
     assert [a["output_ids"] for a in first] == [a["output_ids"] for a in second]
-    assert set(report["hooks"]) == {f"baseline_{hook}" for hook in BASELINE_HOOKS}
+    assert set(report["hooks"]) == {patch.name for patch in PATCHES}
     assert report["moved_bytes"]["load"] > 0
     assert report["moved_bytes"]["save"] > 0
     assert report["stood_still_s"] > 0

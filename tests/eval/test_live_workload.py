@@ -134,7 +134,7 @@ def test_slots_that_leave_no_room_are_refused() -> None:
 
 def info(**baseline: object) -> dict:
     report = {
-        "hooks": [f"baseline_{hook}" for hook in launch.BASELINE_HOOKS],
+        "hooks": [patch.name for patch in launch.PATCHES],
         "link_gbps": 0.1,
         "slot_buffer_bytes": 4 * budget().slot_bytes,
     }

@@ -1,6 +1,6 @@
 """White-box harness: the real cache, tree, pools, transfers and request rows, without a model or a server.
 
-Only adapters and the model are stand-ins: :class:`StandInPool` writes recognisable bytes into real pool rows, and
+Only adapters and the model are stand-ins: :class:`FilledPool` writes recognisable bytes into real pool rows, and
 "computing" KV writes a number that depends on the adapter and on every token before it. So a slot that holds
 somebody else's bytes shows.
 """
@@ -21,9 +21,9 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from support.lora_bytes import FilledPool
 
 from elora_sglang.core.costs import Costs
-from elora_sglang.eval.support.lora_pool import StandInPool
 from elora_sglang.integration.cache import wiring
 from elora_sglang.integration.plugin.config import EloraConfig
 from elora_sglang.runtime.host_tier import HostTier
@@ -77,7 +77,7 @@ class Harness:
         shape = (size + page_size, 1, ROW_BYTES)
         k, v = ([torch.zeros(shape, dtype=torch.uint8) for _ in range(LAYERS)] for _ in (0, 1))
         self.pool = UnifiedPool(k, v, page_size=page_size)
-        self.weights = StandInPool(adapters, self.pool, pinned or set())
+        self.weights = FilledPool(adapters, self.pool, pinned or set())
         self.tier: HostTier | None = None
         if host:
             pool = HostPool(host, self.pool, pin=False)

@@ -8,6 +8,7 @@ from support.sim_world import MACHINE, changed, of, single
 
 from elora_sglang.core.swapper import SwapSettings
 from elora_sglang.core.trace import Recorder, replay
+from elora_sglang.eval.sim.cache import Setting
 from elora_sglang.eval.sim.server import Outcome, Server
 from elora_sglang.eval.sim.traffic import Traffic
 from elora_sglang.eval.sim.unified import UnifiedCache
@@ -17,14 +18,11 @@ from elora_sglang.eval.workloads.model import Workload
 def serve(workload: Workload, *, device: int, lines: list[str] | None = None) -> tuple[Outcome, UnifiedCache]:
     traffic = Traffic(workload, 1, None, None)
     settings = SwapSettings(host_slots=2000)
-    cache = UnifiedCache(
-        MACHINE, 1, {}, device_slots=device, host_slots=2000, policy="elora", settings=settings
-    )
+    cache = UnifiedCache(Setting(MACHINE, 1, {}, device, 2000), policy="elora", settings=settings)
     if lines is not None:
         Recorder(cache.manager, lines.append)
-    cache.sizes = {name: cache.adapter_size(rank) for name, rank in traffic.adapters.items()}
-    cache._place_adapters(2000)
-    outcome = Server(MACHINE, cache, 1).run(traffic.arrivals(), traffic.follow_up)
+    cache.place_adapters(Setting(MACHINE, 1, traffic.adapters, device, 2000))
+    outcome = Server(cache).run(traffic)
     cache.audit()
     return outcome, cache
 
@@ -65,9 +63,8 @@ def test_a_third_file_waits_for_the_next_pass() -> None:
     many = [single(f"s{i}", 0.0, 5, 2, adapter=i, piece=1 + i) for i in range(4)]
     traffic = Traffic(of(many, adapters=4, rank=10), 1, None, None)
     machine = changed(disk_bytes_s=1e6)
-    cache = UnifiedCache(
-        machine, 1, traffic.adapters, device_slots=400, host_slots=0, policy="lru", settings=SwapSettings()
-    )
-    outcome = Server(machine, cache, 1).run(traffic.arrivals(), traffic.follow_up)
+    setting = Setting(machine, 1, traffic.adapters, 400, 0)
+    cache = UnifiedCache(setting, policy="lru", settings=SwapSettings())
+    outcome = Server(cache).run(traffic)
     firsts = sorted(req.first for req in outcome.ended)
     assert firsts[0] == firsts[1] < firsts[2] == firsts[3]

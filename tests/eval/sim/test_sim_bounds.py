@@ -9,7 +9,8 @@ import pytest
 from support.sim_world import MACHINE, of, random_workload, single
 
 from elora_sglang.eval.sim.bound import lower_bound
-from elora_sglang.eval.sim.future import Outlook, foresee
+from elora_sglang.eval.sim.clairvoyant import Clairvoyant
+from elora_sglang.eval.sim.future import foresee
 from elora_sglang.eval.sim.run import simulate
 from elora_sglang.eval.sim.systems import systems
 from elora_sglang.eval.workloads.model import Workload
@@ -72,17 +73,17 @@ def test_the_bound_of_one_object_is_exact() -> None:
     assert loaded.least == pytest.approx(99 * 1e-6)
 
 
-def test_the_outlook_knows_the_next_use_of_what_was_served() -> None:
+def test_the_clairvoyant_knows_the_next_use_of_what_was_served() -> None:
     workload = of([single(f"s{i}", float(i), 5, 1, adapter=i % 2, piece=1 + i % 2) for i in range(4)])
     future = foresee(workload, 1)
-    outlook = Outlook(future)
+    clairvoyant = Clairvoyant(future)
     first = next(iter(future.uses))
-    assert outlook.adapter("a0") == 0.0 and outlook.adapter("a1") == 1.0
-    outlook.serve("s0/0")
-    assert outlook.adapter("a0") == 2.0 and outlook.block(first) == 2.0
-    outlook.serve("s2/0")
-    assert outlook.adapter("a0") == float("inf") and outlook.block(first) == float("inf")
-    assert outlook.now == 2.0
+    assert clairvoyant.coming("a0") == 0.0 and clairvoyant.coming("a1") == 1.0
+    clairvoyant.serve("s0/0")
+    assert clairvoyant.coming("a0") == 2.0 and clairvoyant.coming(first) == 2.0
+    clairvoyant.serve("s2/0")
+    assert clairvoyant.coming("a0") == float("inf") and clairvoyant.coming(first) == float("inf")
+    assert clairvoyant.now == 2.0
 
 
 def test_the_clairvoyant_keeps_what_comes_back() -> None:
