@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle
 from support.cache_harness import Harness
 
 from elora_sglang.core.overtaking import Overtaking
-from elora_sglang.integration.scheduler.admission import EloraPrefillAdder, can_schedule_lora_req
+from elora_sglang.integration.scheduler.admission import EloraPrefillAdder, may_schedule
 
 
 class Nobody(Overtaking):
@@ -119,7 +119,7 @@ class World:
             if adder.budget_state() is AddReqResult.OTHER:
                 break
             self.calls["looked at"] += 1
-            if not can_schedule_lora_req(lambda *_: True, self.scheduler, req, set()):
+            if not may_schedule(self.scheduler, req):
                 continue
             if len(adder.can_run_list) + len(running.reqs) >= self.rows:
                 running.batch_is_full = True

@@ -1,7 +1,7 @@
 """Admission in SGLang's prefill pass: ``core/admission.py`` decides, this file tells it what is there and obeys.
 
 SGLang scans its waiting queue and asks, for each request: may the scan go on (:meth:`EloraPrefillAdder.budget_state`),
-may this request's adapter be scheduled (:func:`can_schedule_lora_req`), and does it fit
+may this request be looked at (:func:`may_schedule`), and does it fit
 (:meth:`EloraPrefillAdder.add_one_req`; ``managers/schedule_policy.py``). ``PrefillAdder`` knows what the current pass
 has promised already, so the questions to the core are asked from here, and adapters are brought in at that moment.
 
@@ -21,8 +21,6 @@ from elora_sglang.integration.cache.radix_cache import EloraRadixCache
 from elora_sglang.runtime.adapters.files import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
 
@@ -176,11 +174,8 @@ def give_up(req: Req, message: str, status: int = 400) -> None:
     req.set_finish_with_abort(message, status_code=status)
 
 
-def prefill_adder_class(
-    original: Callable[[Scheduler], type[PrefillAdder]], scheduler: Scheduler
-) -> type[PrefillAdder]:
-    """AROUND ``Scheduler.get_prefill_adder_class``: ours, unless somebody else replaced the stock one."""
-    stock = original(scheduler)
+def adder_class(stock: type[PrefillAdder]) -> type[PrefillAdder]:
+    """The class of a prefill pass. Raises RuntimeError if ``stock`` is not SGLang's own: another plugin replaced it."""
     if stock is not PrefillAdder:
         raise RuntimeError(
             f"elora: PrefillAdder was replaced by {stock.__module__}.{stock.__qualname__}; "
@@ -189,13 +184,10 @@ def prefill_adder_class(
     return EloraPrefillAdder
 
 
-def can_schedule_lora_req(
-    original: Callable[..., bool], scheduler: Scheduler, req: Req, running_loras: set[str | None]
-) -> bool:
-    """AROUND ``Scheduler.can_schedule_lora_req``: slot counting is gone, only room in the pool counts.
+def may_schedule(scheduler: Scheduler, req: Req) -> bool:
+    """Whether ``req`` may be looked at in this pass. Mutates a request that was aborted, or whose adapter is gone.
 
-    Runs before the request is matched, so it also keeps requests that could not be admitted in this
-    pass anyway from costing a tree walk each.
+    SGLang asks before it matches the request, so who could not be admitted anyway costs no tree walk.
     """
     cache: EloraRadixCache = scheduler.tree_cache
     if req.lora_id is not None:
@@ -211,13 +203,11 @@ def can_schedule_lora_req(
     return cache.current_adder.may_consider(req)
 
 
-def init_req_max_new_tokens(original: Callable[..., None], scheduler: Scheduler, req: Req) -> None:
-    """AROUND ``Scheduler.init_req_max_new_tokens``: the pool also has to hold adapters.
+def limit_new_tokens(scheduler: Scheduler, req: Req) -> None:
+    """Cap ``max_new_tokens`` by what is left beside the request's adapter and all pinned ones, used or not.
 
-    Caps ``max_new_tokens`` by what is left beside the request's adapter and all pinned ones, used or not,
-    and aborts the request (HTTP 400) when not even its prompt fits: it could never be admitted.
+    Aborts the request (HTTP 400) when not even its prompt fits: it could never be admitted.
     """
-    original(scheduler, req)
     weights = scheduler.tree_cache.weights
     if req.to_finish is not None:
         return

@@ -21,8 +21,6 @@ from elora_sglang.integration.scheduler import admission
 from elora_sglang.integration.scheduler.receiver import TickReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sglang.srt.managers.io_struct import (
         GetInternalStateReq,
         GetInternalStateReqOutput,
@@ -78,17 +76,16 @@ class EloraScheduler(Scheduler):
     def get_prefill_adder_class(self) -> type[PrefillAdder]:
         """Admission that reserves a request's adapter slots and tokens together. Raises RuntimeError if another
         plugin has replaced the stock class."""
-        return admission.prefill_adder_class(_unbound(super().get_prefill_adder_class), self)
+        return admission.adder_class(super().get_prefill_adder_class())
 
     def can_schedule_lora_req(self, req: Req, running_loras: set[str | None]) -> bool:
-        """Only room in the pool counts; there are no LoRA slots. Mutates a request that was aborted."""
-        return admission.can_schedule_lora_req(
-            _unbound(super().can_schedule_lora_req), self, req, running_loras
-        )
+        """Only room in the pool counts; the stock method counts LoRA slots and is not asked. Mutates an aborted ``req``."""
+        return admission.may_schedule(self, req)
 
     def init_req_max_new_tokens(self, req: Req) -> None:
         """Also counts what adapters take of the pool. Mutates ``req``, which may be aborted with status 400."""
-        admission.init_req_max_new_tokens(_unbound(super().init_req_max_new_tokens), self, req)
+        super().init_req_max_new_tokens(req)
+        admission.limit_new_tokens(self, req)
 
     # -- one iteration --------------------------------------------------------------------------------------
 
@@ -189,8 +186,3 @@ class EloraScheduler(Scheduler):
             meter.prefill(batch.launch_ts, now, batch.extend_num_tokens or 0)
         else:
             meter.decode(now)
-
-
-def _unbound(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A bound method as a function that takes (and ignores) its instance, as ``admission`` calls it."""
-    return lambda _, *args: method(*args)
