@@ -79,7 +79,7 @@ class EloraScheduler(Scheduler):
         return admission.adder_class(super().get_prefill_adder_class())
 
     def can_schedule_lora_req(self, req: Req, running_loras: set[str | None]) -> bool:
-        """Only room in the pool counts; the stock method counts LoRA slots and is not asked. Mutates an aborted ``req``."""
+        """Only room in the pool counts: the stock method, which counts LoRA slots, is not asked. Mutates ``req``."""
         return admission.may_schedule(self, req)
 
     def init_req_max_new_tokens(self, req: Req) -> None:
