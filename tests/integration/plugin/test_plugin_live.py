@@ -129,10 +129,10 @@ def live_a_life(server: live.LiveServer, demo: Demo) -> dict[str, int]:
 
 def abort_a_waiting_request(server: live.LiveServer) -> None:
     """Two requests run, which is all that may; the third one waits, and is aborted."""
-    long = {"text": "Hello", "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+    long = {"text": "Hello", "sampling_params": {"max_new_tokens": 1300, "ignore_eos": True}}
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(server.post, "/generate", {**long, "rid": f"runs{i}"}) for i in range(2)]
-        time.sleep(1)
+        time.sleep(0.5)
         waiting = pool.submit(server.post, "/generate", {**long, "rid": "waits"})
         time.sleep(0.5)
         server.post("/abort_request", {"rid": "waits"})
