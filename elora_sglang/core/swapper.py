@@ -90,6 +90,8 @@ class Swapper:
         self._compact()
 
     def _offer(self, node: Node) -> None:
+        if node.resident and node.host and node.save_queued is None and node.load_queued is None:
+            return  # on both tiers, as most: nothing to save, nothing to fetch
         self._save_candidates.renew(node)
         self._load_candidates.renew(node)
 

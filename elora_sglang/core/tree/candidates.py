@@ -53,11 +53,13 @@ class Candidates:
         self._set(node, key)
         heapq.heappush(self._heap, (key, node.id, node))
 
-    def lowered(self, node: Node) -> None:
-        """The key of ``node`` fell: make its entry follow."""
+    def lowered(self, node: Node) -> bool:
+        """The key of ``node`` may have fallen: its entry follows. Whether there is an outdated entry more now."""
         queued = self._get(node)
-        if queued is not None and self._key(node) < queued:
-            self._push(node)
+        if queued is None or self._key(node) >= queued:
+            return False
+        self._push(node)
+        return True
 
     def renew(self, node: Node) -> None:
         """:meth:`offer`, or :meth:`lowered` if it has an entry."""

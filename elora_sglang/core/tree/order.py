@@ -69,9 +69,9 @@ class EvictionOrder:
 
     def reprioritize(self, node: Node) -> None:
         """A priority of ``node`` fell: its entries follow."""
-        (self.kv if node.kind == "kv" else self.adapters).lowered(node)
-        self.host.lowered(node)
-        self.compact()
+        on_device = (self.kv if node.kind == "kv" else self.adapters).lowered(node)
+        if self.host.lowered(node) or on_device:
+            self.compact()
 
     def compact(self) -> None:
         """Drop outdated entries where they outnumber the nodes, so that the heaps stay O(nodes)."""

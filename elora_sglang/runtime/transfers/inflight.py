@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -12,21 +13,22 @@ class SlotsInFlight:
         self.rows = rows
         self._writer = torch.zeros(rows, dtype=torch.int64)  # serial number of the copy, 0: none
         self._readers = torch.zeros(rows, dtype=torch.int16)
-        self._place = torch.zeros(rows, dtype=torch.int64)
+        self._place = np.zeros(rows, dtype=np.int64)
 
     def fault(self, slots: torch.Tensor, *, distinct: bool) -> str | None:
         """What is wrong with ``slots`` as a list of this tier, or None. ``distinct``: none may occur twice."""
         if slots.dim() != 1 or slots.dtype != torch.int64:
             return f"a slot list must be int64 [n], not {slots.dtype} {tuple(slots.shape)}"
-        if not len(slots):
+        if not slots.numel():
             return None
-        low, high = (int(edge) for edge in torch.aminmax(slots))
+        numbers = slots.numpy()  # the same memory; numpy starts an operation several times faster
+        low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= self.rows:
             return f"slots {low}..{high} are outside {self.rows}"
         if distinct:
-            index = torch.arange(len(slots))
-            self._place[slots] = index
-            if not torch.equal(self._place[slots], index):
+            index = np.arange(len(numbers))
+            self._place[numbers] = index
+            if not np.array_equal(self._place[numbers], index):
                 return "a slot occurs twice among those written"
         return None
 

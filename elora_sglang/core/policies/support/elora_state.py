@@ -29,6 +29,7 @@ class ReuseState:
 
     Attributes:
         weight, used: uses ``w``, as of ``used``, the last one, on the reuse clock.
+        weight_bits: log2 of ``weight``, which is asked for far more often than it changes.
         at: second of the last use.
         start: tokens before the node (KV).
         clean_bits, dirty_bits, host_bits: log2 of the seconds per byte that keeping saves: device with and without
@@ -60,10 +61,12 @@ class ReuseState:
         "start",
         "used",
         "weight",
+        "weight_bits",
     )
 
     def __init__(self, weight: float, used: float, at: float) -> None:
         self.weight = weight
+        self.weight_bits = math.log2(weight)
         self.used = used
         self.at = at
         self.start = 0
@@ -85,6 +88,7 @@ class ReuseState:
     def use(self, clock: ReuseClock, now: float) -> None:
         """One use more at second ``now``; hints and predictions about it have been answered."""
         self.weight = 1.0 + self.weight * math.pow(2.0, -(clock.now - self.used) / (COUNT_FADE * STANDARD_S))
+        self.weight_bits = math.log2(self.weight)
         self.used, self.at = clock.now, now
         self.expected = self.expected_until = self.bias = 0.0
         self.ended = False
@@ -116,7 +120,7 @@ class ReuseState:
         ``H / (r * ln 2)`` uses. That only rises with time, whatever H becomes meanwhile, and in steps, which an
         eviction heap that only looks at its lowest can bear.
         """
-        own = (math.log2(self.weight) if frequency else 0.0) + self.bias
+        own = (self.weight_bits if frequency else 0.0) + self.bias
         if recency:
             own += self.used / STANDARD_S
         if self.expected_until:
