@@ -16,7 +16,7 @@ from typing import Any
 from elora_sglang.eval.reproduction import claims
 
 #: The result whose reasons a run that is not yet a file may borrow, where the figures are the same.
-LATEST = Path(__file__).resolve().parents[1] / "results" / "part3-reproduce.json"
+LATEST = Path(__file__).resolve().parents[1] / "results" / "part5-reproduce.json"
 
 #: By claim: ``{"figure": what it explains, "why": ...}``.
 Reasons = dict[str, dict[str, str]]
