@@ -6,11 +6,12 @@ I1 and the books of the tree are its own ``check()``. The rest trusts only the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from elora_sglang.core.errors import InvariantError
 from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.interleavings.memory import HOST, Copy
+from elora_sglang.eval.interleavings.scenes import Event
 from elora_sglang.eval.interleavings.world import Request, World
 
 #: Rounds of ticks and batches within which everything that goes on must be over.
@@ -180,46 +181,34 @@ def _check_row(world: World, request: Request, awaited: set[int]) -> None:
 # -- everything can end -------------------------------------------------------------------------------
 
 
-def check_end(world: World) -> None:
-    """Let all copies end, all requests run and finish, unload everything: both pools are empty. Uses the world up.
+def ending(world: World) -> Iterator[Event]:
+    """Let all copies end, all requests run and finish, then unload everything: the events, each to be applied at once.
 
     Raises:
-        InvariantError: something is stuck, lost, or kept.
+        InvariantError: something is stuck.
     """
     for _ in range(ROUNDS):
         if not world.waiting and not world.running:
             break
-        for event in (("tick", "all", True), ("pass",), ("run",)):
-            world.apply(event)
-        while world.running and all(
-            len(request.tokens) >= len(request.prompt) + world.scene.answers for request in world.running
-        ):
-            world.apply(("finish", 0))
+        yield from (("tick", "all", True), ("pass",), ("run",))
+        while world.running and all(world.is_done(request) for request in world.running):
+            yield ("finish", 0)
     stuck = [request.rid for request in (*world.waiting, *world.running)]
     _require(not stuck, "liveness", f"{stuck} do not end although all copies did")
     for name in sorted(world.loaded):
-        world.apply(("unload", name))
+        yield ("unload", name)
     for _ in range(ROUNDS):
         if not world.tree.transfers:
             break
-        world.apply(("tick", "all", True))
+        yield ("tick", "all", True)
     _require(not world.tree.transfers, "liveness", "copies go on although nobody needs anything")
-    _empty(world)
+    yield ("empty",)
+
+
+def check_empty(world: World) -> None:
+    """Raise :class:`InvariantError` for whatever is left of a world that has ended."""
     check(world)
     memory = world.memory
     free = (memory.available(), len(memory.free_host_slots))
     _require(free == memory.sizes, "liveness", f"{free} slots are free in the end, not {memory.sizes}")
     _require(world.tree.nodes == 1, "liveness", f"the tree is not empty in the end:\n{world.tree.render()}")
-
-
-def _empty(world: World) -> None:
-    """The base model's KV leaves both tiers."""
-    world.executor.run(world.manager.evict(world.memory.sizes[0]))
-    world.memory.jammed = False
-    for copy in list(world.memory.copies):
-        world.memory.arrive(copy)
-        world.memory.copies.remove(copy)
-        for transfer in copy.transfers:
-            world.executor.run(world.manager.swapper.ended(transfer, True))
-    swapper = world.manager.swapper
-    world.executor.run(swapper.make_host_room(world.memory.sizes[1], float("inf"))[1])

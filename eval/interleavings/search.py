@@ -1,7 +1,7 @@
 """Breadth first through all states; the first broken rule found is one with the shortest way to it.
 
-A state is remembered as 16 bytes and the way back, and made again by replaying its events: nothing of the core has to
-be copied, memory stays small, and a state whose name differs when made again has broken I6.
+A state is remembered as 16 bytes and the way back, so memory stays small. It is made again by replaying its events once,
+and from a snapshot for each event that may follow. A state whose name differs when it is made again has broken I6.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elora_sglang.core.errors import InvariantError
-from elora_sglang.eval.interleavings import audit, canonical
+from elora_sglang.eval.interleavings import audit, canonical, snapshot
 from elora_sglang.eval.interleavings.scenes import Event, Scene
 from elora_sglang.eval.interleavings.world import World
 
 
 @dataclass
 class Found:
-    """A broken rule, and the shortest sequence of events that leads to it."""
+    """A broken rule, the shortest sequence of events that leads to it, and how everything was let end after that."""
 
     path: list[Event]
     error: str
+    ending: list[Event] = field(default_factory=list)
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Explorer:
     ) -> Explored:
         """See all states up to ``depth`` events; stop at the first broken rule, or after so many seconds."""
         started = clock()
-        found = self._visit([], -1)
+        found = self._visit(World(self.scene), [], None, -1)
         levels, begin, level = [len(self._parents)], 0, 0
         while found is None and begin < len(self._parents) and level < depth:
             end = len(self._parents)
@@ -127,36 +128,48 @@ class Explorer:
 
     def _expand(self, state: int) -> Found | None:
         path = self.path(state)
-        world: World | None = self.replay(path)
-        assert world is not None
+        world = self.replay(path)
         if self._seen.get(canonical.name(world)) != state:
             return Found(path, "I6: the same events led to another state than before")
+        taken = snapshot.take(world)
         for event in world.events():
-            # The first event is tried in the world at hand, each other one in a new one.
-            found = self._visit([*path, event], state, world)
-            world = None
+            world = snapshot.make(taken)
+            self.transitions += 1
+            found = self._visit(world, path, event, state)
             if found is not None:
                 return found
         return None
 
-    def _visit(self, path: list[Event], parent: int, world: World | None = None) -> Found | None:
-        """Make the last event happen; check where it leads, and remember that if it is new."""
+    def _visit(self, world: World, path: list[Event], event: Event | None, parent: int) -> Found | None:
+        """Let one more event happen; check where it leads, and remember that if it is new."""
+        path = [*path, event] if event is not None else path
         try:
-            if world is None:
-                world = self.replay(path)
-            elif path:
-                world.apply(path[-1])
-            self.transitions += bool(path)
+            if event is not None:
+                world.apply(event)
             name = canonical.name(world)
             if name in self._seen:
                 return None
             audit.check(world)
-            self._add(name, parent, path[-1] if path else None)
-            if self._ending:
-                audit.check_end(world)
         except Exception as error:  # whatever the core raises is a finding
-            return Found(path, f"{type(error).__name__}: {error}")
+            return Found(path, _line(error))
+        self._add(name, parent, event)
+        return self._end(world, path) if self._ending else None
+
+    def _end(self, world: World, path: list[Event]) -> Found | None:
+        """Try that everything ends; uses the world up."""
+        ending: list[Event] = []
+        try:
+            for event in audit.ending(world):
+                ending.append(event)
+                world.apply(event)
+            audit.check_empty(world)
+        except Exception as error:
+            return Found(path, _line(error), ending)
         return None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def told(path: list[Event]) -> Iterator[str]:

@@ -99,7 +99,7 @@ class World:
             found.append(("pass",))
             if any(self._needs_file(request) for request in self.waiting):
                 found.append(("pass on a broken file",))
-        if any(request.computed < len(request.prompt) + scene.answers for request in self.running):
+        if not all(self.is_done(request) for request in self.running):
             found.append(("run",))
         found += [("finish", i) for i, request in enumerate(self.running) if request.computed]
         found += [("abort", i) for i in range(len(self.waiting) + len(self.running))]
@@ -143,6 +143,10 @@ class World:
         # A load that is in use must not fail any more: the server stops rather than go on with wrong bytes.
         return copy.kind != "load" or not self.tree.parts.transfers.in_use(copy.transfers[0])
 
+    def is_done(self, request: Request) -> bool:
+        """Whether a running request has nothing left to compute."""
+        return request.computed >= len(request.prompt) + self.scene.answers
+
     # -- what happens -----------------------------------------------------------------------------
 
     def apply(self, event: Event) -> None:
@@ -161,6 +165,7 @@ class World:
             "evict": self._evict,
             "tick": self._tick,
             "jam": self._jam,
+            "empty": self._empty,
         }[str(name)](*args)  # type: ignore[arg-type]
 
     def _ask(self, adapter: str | None, prompt: tuple[int, ...]) -> None:
@@ -231,6 +236,19 @@ class World:
             self.manager.tick(now, memory.available(), finished, None, running=len(self.running))
         )
         self.executor.run(self.manager.collect())
+
+    def _empty(self) -> None:
+        """The base model's KV leaves both tiers, and adapters that are nobody's any more."""
+        memory, manager = self.memory, self.manager
+        memory.jammed = False
+        self.executor.run(manager.evict(memory.sizes[0]))
+        finished = [(transfer, True) for copy in memory.copies for transfer in copy.transfers]
+        for copy in memory.copies:
+            memory.arrive(copy)
+        memory.copies = []
+        for transfer, ok in finished:
+            self.executor.run(manager.swapper.ended(transfer, ok))
+        self.executor.run(manager.swapper.make_host_room(memory.sizes[1], float("inf"))[1])
 
     # -- admission --------------------------------------------------------------------------------
 
@@ -330,7 +348,7 @@ class World:
         """One batch: who is new computes its prompt, the others one token each."""
         new = [request for request in self.running if not request.computed]
         for request in [] if new else list(self.running):
-            if len(request.tokens) < len(request.prompt) + self.scene.answers:
+            if not self.is_done(request):
                 self._grow(request)
         self.manager.batch([one.rid for one in self.running] if new else [], not new)
         for request in self.running:
