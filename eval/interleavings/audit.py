@@ -130,7 +130,9 @@ def _check_queue(world: World, nodes: list[Node]) -> None:
 def _check_bytes(world: World, nodes: list[Node]) -> None:
     """Complete nodes hold what their place says, on both tiers; so do the rows of running requests."""
     memory, tree = world.memory, world.tree
-    awaited = {id for copy in memory.copies if copy.kind == "load" and not copy.arrived for id in copy.transfers}
+    awaited = {
+        id for copy in memory.copies if copy.kind == "load" and not copy.arrived for id in copy.transfers
+    }
     prefixes: dict[int, tuple[int, ...]] = {}
     versions = {one.id: memory.versions.get(one.key or "", 0) for one in tree.adapters()}
     for node in nodes:
@@ -138,7 +140,9 @@ def _check_bytes(world: World, nodes: list[Node]) -> None:
             continue
         before = prefixes.get(node.parent.id, ()) if node.parent is not None else ()
         prefix = prefixes[node.id] = before + tuple(node.tokens)
-        version = versions.get(node.adapter.id)  # of a doomed one it may be an older: its bytes are of one version
+        version = versions.get(
+            node.adapter.id
+        )  # of a doomed one it may be an older: its bytes are of one version
         for tier, slots in (
             ("device", node.payload if node.transfer not in awaited else None),
             ("host", node.host_payload if node.clean else None),
@@ -174,7 +178,9 @@ def _check_row(world: World, request: Request, awaited: set[int]) -> None:
         (expected,) = request.content(i, i + 1)
         found = world.memory.bytes.get(slot)
         _require(
-            slot in under_way or found == expected, "bytes", f"{request.rid} would read {found}, not {expected}"
+            slot in under_way or found == expected,
+            "bytes",
+            f"{request.rid} would read {found}, not {expected}",
         )
 
 

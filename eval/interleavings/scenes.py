@@ -106,3 +106,23 @@ STARTS: dict[str, tuple[Event, ...]] = {
         *served("a", PROMPTS[0]),
     ),
 }
+
+#: Scenes by name, each with what it is there for.
+SCENES: dict[str, tuple[Scene, str]] = {
+    "any": (Scene(policy=ANY), "whoever may leave leaves, in every order; two tiers"),
+    "any-narrow": (
+        Scene(policy=ANY, adapters=("a", None), jams=False),
+        "one adapter and the base model, every copy can start",
+    ),
+    "device": (Scene(policy=ANY, host=0, device=7), "no host tier"),
+    "files": (Scene(policy=ANY, placed=False, host=5), "adapters are read from their files, little room"),
+    "saved": (Scene(policy=ANY, before=STARTS["saved"]), "from a chat that has a host copy"),
+    "split": (Scene(policy="lru", before=STARTS["split"]), "from a shared prefix that has a host copy"),
+    "answers": (Scene(policy=ANY, answers=1, device=9, jams=False), "requests grow, and are retracted"),
+    "lru": (Scene(), "policy lru"),
+    "elora": (Scene(policy="elora", jams=False), "policy elora"),
+    "independent": (
+        Scene(policy="static", dependency=False, before=STARTS["split"], adapters=("a",), jams=False),
+        "policy static without the dependency: KV may outlive its adapter",
+    ),
+}

@@ -122,9 +122,7 @@ class Explorer:
         self, depth: int, done: bool, seconds: float, levels: list[int], found: Found | None
     ) -> Explored:
         longest = found.path if found is not None else self.path(len(self._parents) - 1)
-        return Explored(
-            len(self._parents), self.transitions, depth, done, seconds, levels, longest, found
-        )
+        return Explored(len(self._parents), self.transitions, depth, done, seconds, levels, longest, found)
 
     def _expand(self, state: int) -> Found | None:
         path = self.path(state)
@@ -172,9 +170,35 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def told(path: list[Event]) -> Iterator[str]:
-    """Events in words, one line each."""
+def record(scene: Scene, path: list[Event]) -> str:
+    """The manager's events and answers along a path, then until everything ended: a trace of ``core/trace.py``."""
+    lines: list[str] = []
+    world = World(scene, sink=lines.append)
     for event in path:
-        name, *args = event
-        shown = [" ".join(map(str, arg)) if isinstance(arg, tuple) else str(arg) for arg in args]
-        yield f"{name} {', '.join(shown)}".rstrip()
+        world.apply(event)
+    for event in audit.ending(world):
+        world.apply(event)
+    return "\n".join(lines) + "\n"
+
+
+def told(found: Found) -> Iterator[str]:
+    """The events that lead to a broken rule in words, one line each."""
+    for event in found.path:
+        yield f"  {_words(event)}"
+    if found.ending:
+        yield "  and then, for everything to end:"
+        for event in found.ending:
+            yield f"    {_words(event)}"
+
+
+def _words(event: Event) -> str:
+    name, *args = event
+    if name == "tick":
+        which, ok = args
+        ended = "no copy" if which is None else "all copies" if which == "all" else f"copy {which}"
+        return f"tick: {ended} ended{'' if ok else ', failed'}"
+    shown = [
+        " ".join(map(str, arg)) if isinstance(arg, tuple) else str(arg) for arg in args if arg is not None
+    ]
+    who = "base model: " if name == "ask" and args[0] is None else ""
+    return f"{name} {who}{', '.join(shown)}".rstrip()

@@ -31,7 +31,14 @@ class _Pickler(pickle.Pickler):
             return _new_function, (known, len(cells)), cells, None, None, _fill_cells
         if kind is Candidates:
             state = {name: getattr(obj, name) for name in ("_key", "_may", "_heap")}
-            return Candidates.__new__, (Candidates,), (obj._get.__self__.__name__, state), None, None, _fill_heap
+            return (
+                Candidates.__new__,
+                (Candidates,),
+                (obj._get.__self__.__name__, state),
+                None,
+                None,
+                _fill_heap,
+            )
         return NotImplemented
 
 

@@ -7,11 +7,13 @@ a tick with copies that ended, an unload. Whatever the scheduler does not decide
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from elora_sglang.core.admission import Ask, Entry, Holding
 from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager
+from elora_sglang.core.trace import Recorder
 from elora_sglang.core.tree.node import Node
 from elora_sglang.eval.interleavings.memory import BrokenFile, Copy, Memory, Slots, TuplePayloads
 from elora_sglang.eval.interleavings.scenes import COSTS, Anybody, Event, Scene
@@ -62,11 +64,13 @@ class World:
     """A manager, its memory, and the requests; made by replaying events.
 
     Attributes:
+        sink: takes the manager's trace, line by line; ``None``: none is recorded.
         loaded: adapters that clients may name.
         waiting, running: requests in order of arrival and admission.
     """
 
     scene: Scene
+    sink: Callable[[str], None] | None = None
     waiting: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
 
@@ -76,6 +80,8 @@ class World:
         self.manager = CacheManager(
             1, scene.device, scene.policy, TuplePayloads(), scene.settings(), COSTS, policy=self.policy
         )
+        if self.sink is not None:
+            Recorder(self.manager, self.sink)
         self.tree = self.manager.tree
         self.memory = Memory(self.manager, scene.device, scene.host)
         self.executor = Executor(self.manager, self.memory)
@@ -229,7 +235,9 @@ class World:
                 memory.copies.remove(copy)
                 memory.fail(copy)
                 finished += [(transfer, False) for transfer in copy.transfers]
-        finished += [(transfer, True) for copy in memory.copies if copy.arrived for transfer in copy.transfers]
+        finished += [
+            (transfer, True) for copy in memory.copies if copy.arrived for transfer in copy.transfers
+        ]
         memory.copies = [copy for copy in memory.copies if not copy.arrived]
         now = self.manager.now + TICK_S
         self.executor.run(
