@@ -39,7 +39,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"explore each scene under these policies; '{ANY}' lets whoever may leave leave (default: the scene's)",
     )
     add("--no-ending", action="store_true", help="do not try, from each state, that everything ends")
-    add("--trace-out", type=Path, metavar="DIR", help="record a longest path of each scene, for core.trace")
+    add(
+        "--trace-out",
+        type=Path,
+        metavar="DIR",
+        help=f"record a longest path of each scene, for core.trace; not of policy '{ANY}'",
+    )
     reporting.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         results[name] = seen = Explorer(scene, ending=not args.no_ending).run(args.depth, args.seconds)
         if seen.found is not None:
             reporting.progress(f"{name}: {seen.found.error}\n" + "\n".join(told(seen.found)))
-        elif args.trace_out is not None:
+        elif args.trace_out is not None and scene.policy != ANY:
             args.trace_out.mkdir(parents=True, exist_ok=True)
             (args.trace_out / f"{name}.jsonl").write_text(record(scene, seen.longest), encoding="utf-8")
     rows = [

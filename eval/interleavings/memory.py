@@ -130,6 +130,12 @@ class Memory:
                 self.arrive(copy)
         self.bytes.update(zip(slots, content, strict=True))
 
+    def expect(self, slots: Slots, content: Sequence[object]) -> None:
+        """A batch reads device slots, which must hold this."""
+        found = [self.bytes.get(slot) for slot in slots]
+        if found != list(content):
+            raise InvariantError(f"bytes: a batch reads {found}, it needs {list(content)}")
+
     # -- copies -----------------------------------------------------------------------------------
 
     def arrive(self, copy: Copy) -> None:

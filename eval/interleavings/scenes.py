@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from elora_sglang.core.costs import Costs
 from elora_sglang.core.manager import SwapSettings
@@ -11,7 +12,7 @@ from elora_sglang.core.policies.base import BasePolicy, Policy
 from elora_sglang.core.tree.node import Node
 
 #: An event of a :class:`~elora_sglang.eval.interleavings.world.World`: its name, then whom it befalls.
-Event = tuple[str | int | bool | None, ...]
+Event = tuple[Any, ...]
 
 #: A fast link and slow computing, so that every copy that may be worth something is made.
 COSTS = Costs(1024, 1e9, 1e9, 1e8, 0.0, 1e-3, 1e-6)

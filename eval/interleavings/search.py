@@ -1,7 +1,7 @@
 """Breadth first through all states; the first broken rule found is one with the shortest way to it.
 
-A state is remembered as 16 bytes and the way back, so memory stays small. It is made again by replaying its events once,
-and from a snapshot for each event that may follow. A state whose name differs when it is made again has broken I6.
+A state is remembered as 16 bytes and the way back, so memory stays small. It is made again by replaying its events
+once, and from a snapshot for each event that may follow. One whose name differs when it is made again has broken I6.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from elora_sglang.core.errors import InvariantError
 from elora_sglang.eval.interleavings import audit, canonical, snapshot
 from elora_sglang.eval.interleavings.scenes import Event, Scene
 from elora_sglang.eval.interleavings.world import World

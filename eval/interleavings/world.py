@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from elora_sglang.core.admission import Ask, Entry, Holding
 from elora_sglang.core.executor import Executor
@@ -97,7 +98,8 @@ class World:
 
     def events(self) -> list[Event]:
         """All that may happen now, in an order that depends on the state alone."""
-        scene, found = self.scene, []
+        scene = self.scene
+        found: list[Event] = []
         if len(self.waiting) + len(self.running) < scene.live:
             names = [name for name in scene.adapters if name is None or name in self.loaded]
             found += [("ask", name, prompt) for name in names for prompt in scene.prompts]
@@ -158,7 +160,7 @@ class World:
     def apply(self, event: Event) -> None:
         """Let it happen. Raises whatever the core raises, and :class:`InvariantError` for slots in use."""
         name, *args = event
-        {
+        happen: dict[str, Callable[..., None]] = {
             "ask": self._ask,
             "pass": self._pass,
             "pass on a broken file": self._pass_on_broken_file,
@@ -172,7 +174,8 @@ class World:
             "tick": self._tick,
             "jam": self._jam,
             "empty": self._empty,
-        }[str(name)](*args)  # type: ignore[arg-type]
+        }
+        happen[name](*args)
 
     def _ask(self, adapter: str | None, prompt: tuple[int, ...]) -> None:
         request = Request(f"r{self._asked}", adapter, prompt)
@@ -211,24 +214,26 @@ class World:
         self.manager.reset()
 
     def _evict(self, chosen: int | None) -> None:
-        if chosen is not None:
-            assert isinstance(self.policy, Anybody)
-            self.policy.chosen = node = self._candidates()[chosen]
-            self.manager.reprioritize(node)
+        if chosen is None:
+            self.executor.run(self.manager.evict(1))
+            return
+        assert isinstance(self.policy, Anybody)
+        self.policy.chosen = node = self._candidates()[chosen]
+        self.manager.reprioritize(node)
         self.executor.run(self.manager.evict(1))
-        if chosen is not None:
-            self.policy.chosen = None
+        self.policy.chosen = None
 
     def _jam(self) -> None:
         self.memory.jammed = True
 
-    def _tick(self, which: int | str | None, ok: bool) -> None:
-        memory, finished = self.memory, []
+    def _tick(self, which: Any, ok: bool) -> None:
+        memory = self.memory
+        finished: list[tuple[int, bool]] = []
         if which == "all":
             for copy in memory.copies:
                 memory.arrive(copy)
         elif which is not None:
-            copy = memory.copies[which]  # type: ignore[index]
+            copy = memory.copies[which]
             if ok:
                 memory.arrive(copy)
             else:
@@ -363,10 +368,20 @@ class World:
             assert request.node is not None
             self.memory.settle(request.node)
             start = request.computed or request.shared
+            self._read(request, start)
             self.memory.write(request.row[start:], request.content(start, len(request.row)))
             request.computed = len(request.row)
         for request in new:
             self._checkpoint(request)
+
+    def _read(self, request: Request, stop: int) -> None:
+        """What the batch reads: the request's KV so far, and its adapter, which must be there by now."""
+        assert request.node is not None
+        memory, adapter = self.memory, self.tree.adapter_of(request.node)
+        memory.expect(request.row[:stop], request.content(0, stop))
+        if adapter.key is not None:
+            wanted = [(adapter.key, request.version, i) for i in range(adapter.size)]
+            memory.expect(adapter.payload, wanted)
 
     def _grow(self, request: Request) -> None:
         """A slot for one token more; without, the request is retracted."""
