@@ -100,7 +100,7 @@ class Explorer:
     ) -> Explored:
         """See all states up to ``depth`` events; stop at the first broken rule, or after so many seconds."""
         started = clock()
-        found = self._visit(World(self.scene), [], None, -1)
+        found = self._begin()
         levels, begin, level = [len(self._parents)], 0, 0
         while found is None and begin < len(self._parents) and level < depth:
             end = len(self._parents)
@@ -116,6 +116,13 @@ class Explorer:
                 levels.append(len(self._parents) - end)
         done = found is None and begin == len(self._parents)
         return self._explored(level, done, clock() - started, levels, found)
+
+    def _begin(self) -> Found | None:
+        try:
+            world = World(self.scene)
+        except Exception as error:
+            return Found(list(self.scene.before), f"before the search: {_line(error)}")
+        return self._visit(world, [], None, -1)
 
     def _explored(
         self, depth: int, done: bool, seconds: float, levels: list[int], found: Found | None
