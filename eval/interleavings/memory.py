@@ -142,16 +142,21 @@ class Memory:
         """The bytes are there now, after those of all copies that had to come first."""
         if copy.arrived:
             return
-        for before in self.copies[: self.copies.index(copy)]:
-            if not before.arrived and _comes_first(before, copy):
-                self.arrive(before)
+        self._await_others(copy)
         copy.arrived = True
         content = copy.content or tuple(self.bytes[slot] for slot in copy.source)
         self.bytes.update(zip(copy.target, content, strict=True))
 
     def fail(self, copy: Copy) -> None:
-        """It ends without its bytes."""
+        """It ends without its bytes, when it could have had them. It is reported by who calls this."""
+        self._await_others(copy)
+        self.copies.remove(copy)
         self.bytes.update(dict.fromkeys(copy.target, GARBAGE))
+
+    def _await_others(self, copy: Copy) -> None:
+        for before in self.copies[: self.copies.index(copy)]:
+            if not before.arrived and _comes_first(before, copy):
+                self.arrive(before)
 
     def settle(self, node: Node) -> None:
         """The fence of a batch that reads ``node`` and all above it."""

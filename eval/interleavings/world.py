@@ -237,7 +237,6 @@ class World:
             if ok:
                 memory.arrive(copy)
             else:
-                memory.copies.remove(copy)
                 memory.fail(copy)
                 finished += [(transfer, False) for transfer in copy.transfers]
         finished += [
