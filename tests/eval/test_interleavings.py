@@ -84,9 +84,8 @@ def test_all_rules_hold_to_a_depth_of_eight(name: str) -> None:
         (planted.batch_has_no_fence, SMALL, "bytes", [("ask", "a", (1, 2, 3)), ("pass",), ("run",)]),
         (planted.guards_stay, SMALL, "queue", None),
         (planted.failed_copy_keeps_its_lock, replace(SMALL, before=STARTS["chat"]), "I4", None),
-        (planted.read_holds_nothing, replace(SMALL, placed=False), "", None),
     ],
-    ids=("save", "unload", "released", "fence", "guards", "failed", "read"),
+    ids=("save", "unload", "released", "fence", "guards", "failed"),
 )
 def test_a_planted_fault_is_found_by_its_shortest_way(
     plant: planted.Plant,

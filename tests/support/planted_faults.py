@@ -38,16 +38,14 @@ def doomed_branch_is_not_offered(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Locks, "unlock", unlock)
 
 
-def _begin_without_a_lock(kind: str) -> Plant:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        begin = Transfers._begin
+def slots_go_before_the_save_has_read_them(patch: pytest.MonkeyPatch) -> None:
+    """A save locks nothing, so what it reads may be evicted, and its slots given away."""
+    begin = Transfers._begin
 
-        def unlocked(self: Transfers, its: Any, nodes: Any, anchor: Node | None) -> Transfer:
-            return begin(self, its, nodes, None if its == kind else anchor)
+    def unlocked(self: Transfers, kind: Any, nodes: Any, anchor: Node | None) -> Transfer:
+        return begin(self, kind, nodes, None if kind == "save" else anchor)
 
-        patch.setattr(Transfers, "_begin", unlocked)
-
-    return plant
+    patch.setattr(Transfers, "_begin", unlocked)
 
 
 def unload_takes_what_a_copy_needs(patch: pytest.MonkeyPatch) -> None:
@@ -94,7 +92,3 @@ def failed_copy_keeps_its_lock(patch: pytest.MonkeyPatch) -> None:
         return end(self, id, ok)
 
     patch.setattr(Transfers, "end", forgetful)
-
-
-slots_go_before_the_save_has_read_them = _begin_without_a_lock("save")
-read_holds_nothing = _begin_without_a_lock("read")
