@@ -57,7 +57,7 @@ def _describe(world: World, adapters: list[str | None]) -> tuple[Any, ...]:
         _nodes(world, nodes),
         _copies(world, number),
         _requests(world, place, number),
-        tuple(sorted(place[key] for key in world.loaded)),
+        tuple(sorted((place[key], key in world.pinned) for key in world.loaded)),
         tuple(sorted(place[key] for key in world.manager.swapper._read_failed if key in place)),
         world.memory.jammed,
         _policy(world, number),

@@ -53,6 +53,7 @@ class Scene:
         answers: tokens that each request generates.
         jams: whether the start of a copy may fail.
         placed: whether the tier has host copies of adapters that were just loaded; else only their files are there.
+        pins: whether adapters are pinned and unpinned.
         backup: whether the swapper saves ahead of need.
         dependency: whether KV keeps its adapter on the device.
         before: events that happened already.
@@ -68,6 +69,7 @@ class Scene:
     answers: int = 0
     jams: bool = True
     placed: bool = True
+    pins: bool = False
     backup: bool = True
     dependency: bool = True
     before: tuple[Event, ...] = field(default=())
@@ -120,6 +122,10 @@ SCENES: dict[str, tuple[Scene, str]] = {
     "saved": (Scene(policy=ANY, before=STARTS["saved"]), "from a chat that has a host copy"),
     "split": (Scene(policy="lru", before=STARTS["split"]), "from a shared prefix that has a host copy"),
     "answers": (Scene(policy=ANY, answers=1, device=9, jams=False), "requests grow, and are retracted"),
+    "pinned": (
+        Scene(policy=ANY, adapters=("a", None), pins=True, jams=False),
+        "an adapter is pinned and unpinned",
+    ),
     "lru": (Scene(), "policy lru"),
     "elora": (Scene(policy="elora", jams=False), "policy elora"),
     "independent": (

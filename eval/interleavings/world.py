@@ -66,7 +66,7 @@ class World:
 
     Attributes:
         sink: takes the manager's trace, line by line; ``None``: none is recorded.
-        loaded: adapters that clients may name.
+        loaded, pinned: adapters that clients may name, and those of them that never leave the device.
         waiting, running: requests in order of arrival and admission.
     """
 
@@ -87,6 +87,7 @@ class World:
         self.memory = Memory(self.manager, scene.device, scene.host)
         self.executor = Executor(self.manager, self.memory)
         self.loaded: set[str] = set()
+        self.pinned: set[str] = set()
         self._asked = 0
         for adapter in scene.adapters:
             if adapter is not None:
@@ -114,6 +115,8 @@ class World:
         for name in scene.adapters:
             if name is not None:
                 found.append(("unload", name) if name in self.loaded else ("load", name))
+                if scene.pins and name in self.loaded:
+                    found.append(("unpin" if name in self.pinned else "pin", name))
         if not self.running:
             found.append(("flush",))
         found += self._evictions()
@@ -169,6 +172,8 @@ class World:
             "abort": self._abort,
             "unload": self._unload,
             "load": self._load,
+            "pin": self._pin,
+            "unpin": self._unpin,
             "flush": self._flush,
             "evict": self._evict,
             "tick": self._tick,
@@ -192,7 +197,7 @@ class World:
         node = self.tree.adapter(adapter)
         if node is None:
             assert adapter is not None
-            node = self.manager.register(adapter, self.scene.adapter_size)
+            node = self.manager.register(adapter, self.scene.adapter_size, pinned=adapter in self.pinned)
         return node
 
     def _load(self, adapter: str) -> None:
@@ -207,7 +212,16 @@ class World:
 
     def _unload(self, adapter: str) -> None:
         self.loaded.discard(adapter)
+        self.pinned.discard(adapter)
         self.executor.run(self.manager.unregister(adapter))
+
+    def _pin(self, adapter: str) -> None:
+        self.pinned.add(adapter)
+        self.manager.set_pinned(adapter, True)
+
+    def _unpin(self, adapter: str) -> None:
+        self.pinned.discard(adapter)
+        self.manager.set_pinned(adapter, False)
 
     def _flush(self) -> None:
         self.memory.clear()
