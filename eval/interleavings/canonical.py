@@ -14,6 +14,7 @@ from typing import Any
 
 from elora_sglang.core.tree.candidates import Candidates
 from elora_sglang.core.tree.node import Node
+from elora_sglang.eval.interleavings import snapshot
 from elora_sglang.eval.interleavings.frozen import freeze
 from elora_sglang.eval.interleavings.scenes import ANY
 from elora_sglang.eval.interleavings.world import World
@@ -27,6 +28,9 @@ PLAIN = ("lru", ANY)
 
 def name(world: World) -> bytes:
     """16 bytes that are equal for equal states."""
+    if world.scene.policy not in PLAIN:
+        # To ask a policy for a priority may make it take up a ghost: only a copy is asked.
+        world = snapshot.make(snapshot.take(world))
     adapters = [key for key in world.scene.adapters if key is not None]
     base = [key for key in world.scene.adapters if key is None]
     return min(_digest(_describe(world, [*base, *order])) for order in permutations(adapters))

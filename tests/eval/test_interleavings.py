@@ -180,6 +180,15 @@ def test_a_snapshot_goes_on_as_the_world_it_was_taken_from(policy: str) -> None:
         assert canonical.name(copy) == canonical.name(world)
 
 
+def test_to_name_a_state_changes_nothing() -> None:
+    world = World(replace(SCENES["elora"][0], before=(("ask", "a", (1, 2, 3)), ("flush",), ("pass",))))
+    other = snapshot.make(snapshot.take(world))
+    canonical.name(world)
+    for one in (world, other):
+        one.apply(("tick", None, True))
+    assert canonical.name(world) == canonical.name(other)
+
+
 def test_alike_adapters_have_one_name_and_different_prompts_two() -> None:
     names = {}
     for adapter, prompt in [("a", (1, 4)), ("b", (1, 4)), ("a", (1, 2, 3))]:
