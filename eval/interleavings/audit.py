@@ -140,9 +140,8 @@ def _check_bytes(world: World, nodes: list[Node]) -> None:
             continue
         before = prefixes.get(node.parent.id, ()) if node.parent is not None else ()
         prefix = prefixes[node.id] = before + tuple(node.tokens)
-        version = versions.get(
-            node.adapter.id
-        )  # of a doomed one it may be an older: its bytes are of one version
+        # A doomed adapter has none there: it may be older, but its bytes are of one version.
+        version = versions.get(node.adapter.id)
         for tier, slots in (
             ("device", node.payload if node.transfer not in awaited else None),
             ("host", node.host_payload if node.clean else None),

@@ -7,7 +7,7 @@ adapters is which. What decides later on is kept: order of ids (it breaks ties),
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import permutations
 from typing import Any
@@ -188,6 +188,9 @@ def _policy(world: World, number: dict[int, int]) -> Any:
     if world.scene.policy in PLAIN:
         return None
     view = world.manager
-    numbered: Callable[[Node], int] = lambda node: number.get(node.id, -1)  # noqa: E731
+
+    def numbered(node: Node) -> int:
+        return number.get(node.id, -1)
+
     states = [freeze(node.policy_state, numbered, ()) for node in world.tree.walk()]
     return freeze(vars(world.policy), numbered, (view,)), states, view.now, view._load_sum, view.batch_size

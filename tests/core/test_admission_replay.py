@@ -7,11 +7,12 @@ import random
 from typing import Any
 
 import pytest
-from support.manager_runtime import COSTS, Runtime, TuplePayloads
+from support.manager_runtime import COSTS, Runtime
 
 from elora_sglang.core.admission import MAX_READS, Admission, Ask, Entry, Holding
 from elora_sglang.core.manager import CacheManager, SwapSettings
 from elora_sglang.core.trace import Recorder, replay
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 ANSWERED = ("consider", "bring_in", "no_room", "no_tokens")
 

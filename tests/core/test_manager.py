@@ -7,13 +7,14 @@ from array import array
 
 import pytest
 from support import seeds
-from support.manager_runtime import COSTS, Runtime, TuplePayloads
+from support.manager_runtime import COSTS, Runtime
 
 from elora_sglang.core.actions import Action, Free, FreeHost, Load, Read, Save
 from elora_sglang.core.manager import CacheManager, SwapSettings
 from elora_sglang.core.policies import policy_names
 from elora_sglang.core.trace import Recorder, main, replay
 from elora_sglang.core.tree.node import Node
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 
 def live(policy: str, steps: int, *, page: int = 1, faults: float = 0.0, **settings: object) -> Runtime:

@@ -17,19 +17,10 @@ from elora_sglang.core.executor import Executor
 from elora_sglang.core.manager import CacheManager, SwapSettings
 from elora_sglang.core.tree.node import HostVictim, Node, Victim
 from elora_sglang.core.tree.tree import InvariantError
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 Slots = tuple[int, ...]
 COSTS = Costs(1024, 1e6, 1e6, 1e5, 1e-5, 1e-3, 1e-6)
-
-
-class TuplePayloads:
-    """Payload operations on tuples of slots; ``None`` while a copy has no slots yet."""
-
-    def slice(self, payload: Slots, start: int, stop: int) -> Slots:
-        return payload[start:stop]
-
-    def split(self, payload: Slots, at: int) -> tuple[Slots, Slots]:
-        return payload[:at], payload[at:]
 
 
 @dataclass
@@ -332,4 +323,4 @@ class Runtime:
             assert any(entry[1] == id for entry in self.due) or any(done[0] == id for done in self.done), id
 
 
-__all__ = ["COSTS", "InvariantError", "Runtime", "TuplePayloads"]
+__all__ = ["COSTS", "InvariantError", "Runtime"]

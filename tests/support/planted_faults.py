@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,22 +21,19 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def doomed_branch_is_not_offered(patch: pytest.MonkeyPatch) -> None:
     """As before commit 8a55e64: the last lock of an unloaded branch offers only what its reaping comes to."""
 
-    def unlock(self: Locks, node: Node) -> None:
-        doomed, root, moved, anchor = node.adapter.doomed, self._structure.root, 0, node  # type: ignore[union-attr]
-        while node is not root:
-            node.locks -= 1
-            if not node.locks:
-                if node.resident and not node.pinned:
-                    moved += node.size
-                if not doomed:
-                    self._order.offer(node)
-            node = node.parent  # type: ignore[assignment]
-        self._residency.protect(-moved)
-        if doomed:
-            self._doomed.reap(anchor)
-            self._order.compact()
+    unlock = Locks.unlock
 
-    patch.setattr(Locks, "unlock", unlock)
+    def deaf(self: Locks, node: Node) -> None:
+        order = self._order
+        if node.adapter is not None and node.adapter.doomed:
+            silent: Any = SimpleNamespace(offer=lambda node: None, compact=order.compact)
+            self._order = silent  # the reaping has its own, and offers what it comes to
+        try:
+            unlock(self, node)
+        finally:
+            self._order = order
+
+    patch.setattr(Locks, "unlock", deaf)
 
 
 def slots_go_before_the_save_has_read_them(patch: pytest.MonkeyPatch) -> None:

@@ -15,19 +15,10 @@ from support.naive_tree import Branch, NaiveTree, Prefix
 
 from elora_sglang.core.tree.ranking import Ranking
 from elora_sglang.core.tree.tree import DependencyTree, InvariantError, Node, Victim
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 Slots = tuple[int, ...]
 NAMESPACES: tuple[Hashable, ...] = (None, None, "tenant", ("salt", 7))
-
-
-class TuplePayloads:
-    """Payload operations on tuples of slots."""
-
-    def slice(self, payload: Slots, start: int, stop: int) -> Slots:
-        return payload[start:stop]
-
-    def split(self, payload: Slots, at: int) -> tuple[Slots, Slots]:
-        return payload[:at], payload[at:]
 
 
 class Driver:

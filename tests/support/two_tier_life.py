@@ -10,11 +10,10 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 
-from support.tree_driver import TuplePayloads
-
 from elora_sglang.core.policies.base import BasePolicy, Policy
 from elora_sglang.core.tree.node import Kind
 from elora_sglang.core.tree.tree import DependencyTree, HostVictim, Node, Transfer, Victim
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 
 def tokens(*values: int) -> array[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.tree_driver import TuplePayloads
 from support.two_tier_life import Independent, tokens
 
 from elora_sglang.core.policies import create_policy
 from elora_sglang.core.policies.base import Policy
 from elora_sglang.core.tree.tree import DependencyTree, InvariantError, Node, Transfer
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 
 class Small:

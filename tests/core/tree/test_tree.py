@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 
 import pytest
-from support.tree_driver import TuplePayloads
 
 from elora_sglang.core.policies import create_policy
 from elora_sglang.core.tree.structure import shared_prefix
 from elora_sglang.core.tree.tree import DependencyTree, InvariantError, Node
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 
 def tokens(*values: int) -> array[int]:

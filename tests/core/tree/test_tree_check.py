@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.tree_driver import TuplePayloads
 
 from elora_sglang.core.policies import create_policy
 from elora_sglang.core.tree import checks
 from elora_sglang.core.tree.tree import DependencyTree, InvariantError, Node, Transfer, Victim
+from elora_sglang.eval.interleavings.memory import TuplePayloads
 
 
 @dataclass
