@@ -25,7 +25,7 @@ class CountingAllocator:
         self.pieces = 0
 
     def free_segment(self, slots: Any, start_pos: int = 0) -> None:
-        """Count the slots of one node: every system frees its victims one by one."""
+        """Count the slots. SGLang's caches free their victims one by one; ours frees those of a call at once."""
         self.freed += len(slots)
         self.pieces += 1
 
@@ -71,6 +71,11 @@ class _Cache:
         freed: int = self.cache.evict(self._contract.EvictParams(num_tokens=slots)).num_tokens_evicted
         return freed
 
+    @property
+    def victims(self) -> int:
+        """Nodes that were evicted so far."""
+        return int(self.cache.token_to_kv_pool_allocator.pieces)
+
 
 class StockCache(_Cache):
     """One of SGLang's prefix caches; adapters are namespaces (``extra_key``), as in stock SGLang."""
@@ -115,6 +120,12 @@ class EloraCache(_Cache):
         self._weights = StandInPool({})
         self.cache = wiring.build(_params(page_size), weights=self._weights)
         self._adapter_slots = torch.arange(64)
+
+    @property
+    def victims(self) -> int:
+        """Nodes that were evicted so far."""
+        stats = self.cache.stats
+        return int(stats.kv_evictions + stats.adapter_evictions)
 
     def register(self, adapter: str) -> None:
         """Make the adapter resident."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from array import array
 
 import pytest
 
 from elora_sglang.eval import micro
 from elora_sglang.eval.cli import main
 from elora_sglang.eval.trees import worker
-from elora_sglang.eval.trees.caches import SYSTEMS
+from elora_sglang.eval.trees.caches import SYSTEMS, build
 
 
 @pytest.mark.timeout(600)
@@ -34,6 +35,19 @@ def test_a_system_that_cannot_be_built_gets_a_row_with_the_reason(
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert "sglang unified fortran" in shown and "not compared:" in shown and "'fortran' is not" in shown
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_victims_are_counted_however_their_slots_are_freed(name: str) -> None:
+    """Ten of twenty prompts have to go; a system that frees all their slots at once has evicted ten nodes, not one."""
+    import torch
+
+    system, slots = build(name, 1), torch.arange(16)
+    system.register("a")
+    for first in range(20):
+        system.insert("a", array("q", range(100 * first, 100 * first + 16)), slots)
+    assert system.victims == 0
+    assert system.evict(160) == 160 and system.victims == 10
 
 
 def _results(at_1e3: float, at_1e5: float, at_1e6: float) -> list[dict[str, object]]:
